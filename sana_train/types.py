@@ -1,0 +1,129 @@
+"""Vocabulary types shared by every floor.
+
+Legend: B batch, C channels, F frames, T/H/W latent grid, S text tokens, D text width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class VideoShape:
+    """Size of one clip in pixels and frames."""
+
+    frames: int
+    height_px: int
+    width_px: int
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """Geometry of an autoencoder's latent space; statistics live with the weights.
+
+    Args:
+        channels: latent channels.
+        stride_t: video frames per latent frame.
+        stride_h: pixels per latent row.
+        stride_w: pixels per latent column.
+        temporal: ``causal`` maps 1 + k * stride_t frames to 1 + k latents (the first frame stands
+            alone); ``chunked`` maps k * stride_t frames to k latents.
+        skip_frames: frames at the head of a clip which the autoencoder leaves out, so that a
+            ``chunked`` space pairs with a ``causal`` one on the same 1 + 8k clip.
+    """
+
+    channels: int
+    stride_t: int
+    stride_h: int
+    stride_w: int
+    temporal: Literal["causal", "chunked"] = "causal"
+    skip_frames: int = 0
+
+    def latent_shape(self, video: VideoShape) -> tuple[int, int, int, int]:
+        """(C, T, H, W) of the latents of ``video``.
+
+        Raises:
+            ValueError: the clip does not fit the strides.
+        """
+        if video.height_px % self.stride_h or video.width_px % self.stride_w:
+            raise ValueError(
+                f"a {video.height_px}x{video.width_px} px clip does not divide into latents of "
+                f"{self.stride_h}x{self.stride_w} px; crop or resize it to multiples of these"
+            )
+        frames = video.frames - self.skip_frames
+        if self.temporal == "causal":
+            if frames < 1 or (frames - 1) % self.stride_t:
+                raise ValueError(
+                    f"a causal autoencoder of temporal stride {self.stride_t} takes 1 + "
+                    f"{self.stride_t}k frames, got {frames}; cut the clip to "
+                    f"{1 + max(0, frames - 1) // self.stride_t * self.stride_t}"
+                )
+            num_latents = 1 + (frames - 1) // self.stride_t
+        else:
+            if frames < 1:
+                raise ValueError(f"no frames left of {video.frames} after skipping {self.skip_frames}")
+            num_latents = -(-frames // self.stride_t)
+        return (
+            self.channels,
+            num_latents,
+            video.height_px // self.stride_h,
+            video.width_px // self.stride_w,
+        )
+
+    def video_shape(self, num_latents: int, height: int, width: int) -> VideoShape:
+        """Size of the clip that a (T, H, W) latent grid decodes to (without skipped frames)."""
+        causal = self.temporal == "causal"
+        frames = 1 + (num_latents - 1) * self.stride_t if causal else num_latents * self.stride_t
+        return VideoShape(frames, height * self.stride_h, width * self.stride_w)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Batch:
+    """A batch of clips, as pixels, as latents or as both. Fields not loaded are ``None``.
+
+    Attributes:
+        index: (B,) int64, clip ids within their source.
+        ordinals: (B,) int64, samples drawn before this step + slot; the counter for all randomness.
+        weight: (B,) float32, 1 for a clip and 0 for a reported hole.
+        captions: B strings.
+        video: (B, 3, F, H, W) in [-1, 1].
+        latents: (B, C, T, H, W), raw (before normalisation).
+        context: (B, S, D) encoded captions, padded.
+        context_mask: (B, S) bool, True = token.
+        attributes: ground truth of procedural clips; int64 of shape (B,) or (B, K), -1 = not applicable.
+    """
+
+    index: Tensor
+    ordinals: Tensor
+    weight: Tensor
+    captions: tuple[str, ...]
+    video: Tensor | None = None
+    latents: Tensor | None = None
+    context: Tensor | None = None
+    context_mask: Tensor | None = None
+    attributes: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.index.shape[0]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """A copy of the batch on ``device``."""
+
+        def move(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.to(device, non_blocking=non_blocking)
+
+        return replace(
+            self,
+            **{
+                name: move(getattr(self, name))
+                for name in ("index", "ordinals", "weight", "video", "latents", "context", "context_mask")
+            },
+            attributes={name: value.to(device) for name, value in self.attributes.items()},
+        )

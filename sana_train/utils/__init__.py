@@ -1,0 +1,1 @@
+"""Floor 0 helpers: counter-based randomness, atomic files, library quirks."""
