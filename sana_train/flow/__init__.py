@@ -1,0 +1,1 @@
+"""Rectified flow as pure maths: no network is known here, samplers and guidance take callables."""

@@ -1,0 +1,1 @@
+"""Captions to context vectors, and caption dropout."""
