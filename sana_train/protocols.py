@@ -111,6 +111,7 @@ class Task(Protocol):
     """One thing to train. The training shell knows nothing else about it."""
 
     model: nn.Module  # all that trains, is averaged and is saved
+    frozen: Sequence[nn.Module]  # used but never trained or saved; the shell moves and hashes them
 
     def step(self, batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
         """Losses of shape (B,); ``loss`` is optimised, every key is logged."""

@@ -1,0 +1,44 @@
+"""When checkpoints are written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sana_train.training import checkpoint as ckpt
+from sana_train.training.callbacks.base import StepCallback
+from sana_train.training.shell import TrainingShell
+
+
+class CheckpointCallback(StepCallback):
+    """Full checkpoints at an interval and at the end, weights alone at milestones.
+
+    Args:
+        every: optimiser steps between full checkpoints.
+        milestones: steps whose weights are kept for good.
+        keep_full: how many full checkpoints stay.
+        run: written into each ``run.json``.
+    """
+
+    def __init__(self, every: int, milestones: Sequence[int], keep_full: int, run: dict[str, Any]) -> None:
+        if every < 1 or keep_full < 1:
+            raise ValueError(
+                f"training.checkpoint_every={every} and training.keep_full={keep_full} must both be at "
+                "least 1: without a full checkpoint a run cannot resume"
+            )
+        self.every, self.keep_full, self.run = every, keep_full, run
+        self.milestones = frozenset(milestones)
+
+    def on_step_end(self, shell: TrainingShell, step: int) -> None:
+        is_full = step % self.every == 0
+        if is_full or step in self.milestones:
+            self._save(shell, with_training_state=is_full)
+
+    def on_run_end(self, shell: TrainingShell, step: int) -> None:
+        target = ckpt.checkpoint_path(shell.run_dir, step)
+        if step and not (target / "training_state").is_dir():
+            self._save(shell, with_training_state=True)
+
+    def _save(self, shell: TrainingShell, *, with_training_state: bool) -> None:
+        shell.save_checkpoint(self.run, with_training_state=with_training_state)
+        ckpt.thin_out(shell.run_dir, self.keep_full, self.milestones)

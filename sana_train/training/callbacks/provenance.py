@@ -1,0 +1,75 @@
+"""What ran, on what, and proof that the frozen parts stayed frozen."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sana_train import __version__
+from sana_train.training.callbacks.base import StepCallback
+from sana_train.training.shell import TrainingShell
+from sana_train.utils.files import write_json
+from sana_train.utils.hashing import weights_hash
+
+
+class ProvenanceCallback(StepCallback):
+    """Writes ``run.json`` and hashes every frozen module before and after training.
+
+    Args:
+        run: run id, configuration and the like; written as they are.
+    """
+
+    def __init__(self, run: dict[str, Any]) -> None:
+        self.run = run
+        self._before: dict[str, str] = {}
+
+    def on_run_start(self, shell: TrainingShell, step: int) -> None:
+        self._before = _hashes(shell)
+        record = {**self.run, "environment": environment(shell.device), "frozen_before": self._before}
+        write_json(shell.run_dir / "run.json", record)
+
+    def on_run_end(self, shell: TrainingShell, step: int) -> None:
+        after = _hashes(shell)
+        record = {
+            **self.run,
+            "environment": environment(shell.device),
+            "completed_steps": step,
+            "frozen_before": self._before,
+            "frozen_after": after,
+        }
+        write_json(shell.run_dir / "run.json", record)
+        if after != self._before:
+            raise RuntimeError(
+                f"a frozen module changed during training: {self._before} became {after}. Its weights "
+                "must not be in an optimiser; every recovery number of this run is void"
+            )
+
+
+def _hashes(shell: TrainingShell) -> dict[str, str]:
+    return {type(module).__name__: weights_hash(module) for module in shell.task.frozen}
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, hardware and the commit of the code, as far as they are known."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
+    return {
+        "sana_train": __version__,
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": name,
+        "num_threads": torch.get_num_threads(),
+    }
+
+
+def _commit() -> str:
+    """Commit of the checkout this package lies in, or ``unknown`` outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,87 @@
+"""Samples, tokens and FLOPs per second, memory, and how long training waited for data."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from sana_train.training.callbacks.base import StepCallback
+from sana_train.training.shell import TrainingShell
+
+# Dense bf16 peaks in FLOP/s from the vendors' data sheets, by a part of the device's name.
+PEAK_BF16_FLOPS = {
+    "H200": 989.4e12,
+    "H100 PCIe": 756.0e12,
+    "H100": 989.4e12,
+    "H800": 989.4e12,
+    "A100": 312.0e12,
+    "A800": 312.0e12,
+    "L40S": 362.1e12,
+    "RTX 4090": 165.2e12,
+}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Dense bf16 peak of ``device``, or None where it is not known (a CPU among them)."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAK_BF16_FLOPS.items() if part in name), None)
+
+
+class ThroughputCallback(StepCallback):
+    """Logs ``speed/*`` over windows of ``every`` steps; time spent in callbacks does not count.
+
+    Args:
+        every: optimiser steps per window.
+        flops_per_sample: model FLOPs of one training sample, forward and backward; None leaves MFU out.
+        tokens_per_sample: latent tokens of one sample; None leaves tokens/s out.
+    """
+
+    def __init__(self, every: int, flops_per_sample: int | None, tokens_per_sample: int | None) -> None:
+        self.every = every
+        self.flops_per_sample, self.tokens_per_sample = flops_per_sample, tokens_per_sample
+        self._reset_at: tuple[float, float] | None = None
+        self._num_samples = 0
+        self._wait_s = 0.0
+        self._batch_ended: float | None = None
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self._batch_ended is not None:
+            self._wait_s += time.perf_counter() - self._batch_ended
+        self._num_samples += len(batch) * trainer.world_size
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._batch_ended = time.perf_counter()
+
+    def on_run_start(self, shell: TrainingShell, step: int) -> None:
+        self._reset_at = None
+
+    def on_step_end(self, shell: TrainingShell, step: int) -> None:
+        # The first step holds compilation and lazy allocation; windows start after it.
+        if self._reset_at is not None and step % self.every:
+            return
+        if shell.device.type == "cuda":
+            torch.cuda.synchronize(shell.device)
+        now = time.perf_counter()
+        if self._reset_at is not None:
+            started, paused = self._reset_at
+            elapsed = now - started - (shell.paused_s - paused)
+            shell.report(self._metrics(shell.device, elapsed, shell.trainer.world_size))
+        self._reset_at = (now, shell.paused_s)
+        self._num_samples, self._wait_s = 0, 0.0
+
+    def _metrics(self, device: torch.device, elapsed_s: float, world_size: int) -> dict[str, float]:
+        rate = self._num_samples / elapsed_s
+        metrics = {"speed/samples_per_s": rate, "speed/data_wait_share": self._wait_s / elapsed_s}
+        if self.tokens_per_sample is not None:
+            metrics["speed/tokens_per_s"] = rate * self.tokens_per_sample
+        peak = peak_flops(device)
+        if peak is not None and self.flops_per_sample is not None:
+            metrics["speed/mfu"] = rate * self.flops_per_sample / (peak * world_size)
+        if device.type == "cuda":
+            metrics["speed/peak_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+        return metrics

@@ -1,0 +1,59 @@
+"""metrics.jsonl: one line per logged step, always on, readable while the run goes on."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from sana_train.utils.files import publish_file
+
+
+class JsonlLogger(Logger):
+    """Appends ``{"step": n, name: value, ...}`` lines to ``<run_dir>/metrics.jsonl``.
+
+    Args:
+        run_dir: the run's directory.
+        resume_step: lines past this step belong to work that a resume repeats, and are dropped.
+    """
+
+    def __init__(self, run_dir: Path, resume_step: int) -> None:
+        super().__init__()
+        self.path = run_dir / "metrics.jsonl"
+        self._drop_after(resume_step)
+
+    @rank_zero_only
+    def _drop_after(self, step: int) -> None:
+        if not self.path.is_file():
+            return
+        kept = [line for line in read_jsonl(self.path) if line["step"] <= step]
+        with publish_file(self.path) as scratch:
+            scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    @property
+    def name(self) -> str:
+        return "jsonl"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The configuration is in run.json."""
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Lines of a metrics file; a last line cut short by a kill is left out."""
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]

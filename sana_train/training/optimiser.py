@@ -1,0 +1,69 @@
+"""AdamW, warm-up, staged starts and clipping. No schedule depends on max_steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def build_optimiser(
+    groups: list[dict[str, Any]],
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    eps: float,
+) -> torch.optim.AdamW:
+    """AdamW over a task's parameter groups.
+
+    Each group keeps its ``lr_scale`` (default 1) and ``start_step`` (default 0, the step from which
+    it trains) for ``set_step``.
+    """
+    prepared = []
+    for group in groups:
+        params = [parameter for parameter in group["params"] if parameter.requires_grad]
+        extra = {key: value for key, value in group.items() if key != "params"}
+        prepared.append(
+            {
+                "params": params,
+                "lr": lr,
+                "lr_scale": extra.pop("lr_scale", 1.0),
+                "start_step": extra.pop("start_step", 0),
+                **extra,
+            }
+        )
+    fused = all(p.is_cuda for group in prepared for p in group["params"])
+    return torch.optim.AdamW(prepared, lr=lr, betas=betas, weight_decay=weight_decay, eps=eps, fused=fused)
+
+
+def set_step(optimiser: torch.optim.Optimizer, step: int, lr: float, warmup_steps: int) -> None:
+    """Set each group's learning rate for the optimiser step that follows ``step`` completed ones.
+
+    Warm-up is linear over ``warmup_steps`` and counted from the group's own ``start_step``.
+    """
+    for group in optimiser.param_groups:
+        age = step - group["start_step"]
+        ramp = min(1.0, (age + 1) / warmup_steps) if warmup_steps else 1.0
+        group["lr"] = lr * group["lr_scale"] * max(ramp, 0.0)
+
+
+def hold_back(optimiser: torch.optim.Optimizer, step: int) -> list[Tensor]:
+    """Drop gradients of groups that have not started; returns the parameters that do train.
+
+    A learning rate of zero would not do: AdamW's moments would fill up with gradients of a network
+    whose new layers are still noise.
+    """
+    live: list[Tensor] = []
+    for group in optimiser.param_groups:
+        if step < group["start_step"]:
+            for parameter in group["params"]:
+                parameter.grad = None
+        else:
+            live.extend(group["params"])
+    return live
+
+
+def clip_gradients(parameters: list[Tensor], max_norm: float) -> Tensor:
+    """Clip to a global norm, returning the norm before clipping (a device scalar)."""
+    return nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)

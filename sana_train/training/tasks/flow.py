@@ -1,0 +1,87 @@
+"""Flow matching of the DiT in a frozen autoencoder's latent space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sana_train.flow.objective import velocity_loss
+from sana_train.flow.path import noisy_latents, velocity_target
+from sana_train.flow.time_sampling import TimeSampler
+from sana_train.protocols import Autoencoder, Denoiser, TextEncoder
+from sana_train.text.dropout import drop_captions
+from sana_train.types import Batch
+from sana_train.utils.rng import SampleRng
+
+
+class FlowTask:
+    """Velocity regression: (B,) losses of ``noise - latents`` at counted noise levels.
+
+    The autoencoder and the text encoder are frozen and stay outside ``model``.
+
+    Args:
+        model: the DiT, also a ``Denoiser``.
+        parameter_groups: what the adaptation lets train, and from which step.
+        autoencoder: the target latent space; encodes online where a batch brings no latents.
+        text_encoder: encodes online where a batch brings no context.
+        time_sampler: distribution of t, flow shift included.
+        caption_dropout_prob: share of samples which see the null context.
+        compile_mode: ``torch.compile`` mode of the loss, or ``none``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameter_groups: list[dict[str, Any]],
+        autoencoder: Autoencoder,
+        text_encoder: TextEncoder,
+        time_sampler: TimeSampler,
+        caption_dropout_prob: float,
+        compile_mode: Literal["none", "default", "reduce-overhead"],
+    ) -> None:
+        self.model = model
+        self.autoencoder, self.text_encoder = autoencoder, text_encoder
+        self.time_sampler = time_sampler
+        self.caption_dropout_prob = caption_dropout_prob
+        self.frozen = [autoencoder] if isinstance(autoencoder, nn.Module) else []
+        self._groups = parameter_groups
+        self._loss: Callable[..., Tensor] = self._plain_loss
+        if compile_mode != "none":
+            self._loss = torch.compile(self._plain_loss, mode=compile_mode, dynamic=False)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return self._groups
+
+    def step(self, batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
+        latents = self.latents(batch)
+        context, mask = self.context(batch, latents.device)
+        denoiser: Denoiser = self.model  # type: ignore[assignment]
+        context, mask = drop_captions(context, mask, denoiser.null_context, rng, self.caption_dropout_prob)
+        noise = rng.normal("noise", tuple(latents.shape[1:]))
+        t = self.time_sampler.sample(rng)
+        return {"loss": self._loss(latents, noise, t, context, mask)}
+
+    def _plain_loss(self, latents: Tensor, noise: Tensor, t: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+        denoiser: Denoiser = self.model  # type: ignore[assignment]
+        state = denoiser.prepare(context, mask)
+        predicted = denoiser(noisy_latents(latents, noise, t), t, state)
+        return velocity_loss(predicted, velocity_target(latents, noise))
+
+    @torch.no_grad()
+    def latents(self, batch: Batch) -> Tensor:
+        """Normalised latents (B, C, T, H, W) fp32, encoded here if the batch has only pixels."""
+        raw = batch.latents
+        if raw is None:
+            assert batch.video is not None
+            raw = self.autoencoder.encode(batch.video)
+        return self.autoencoder.normalise(raw.float())
+
+    def context(self, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Caption context (B, S, D) fp32 and mask (B, S)."""
+        if batch.context is not None and batch.context_mask is not None:
+            return batch.context.float(), batch.context_mask
+        context, mask = self.text_encoder.encode(batch.captions)
+        return context.to(device), mask.to(device)
