@@ -35,6 +35,11 @@ def stream_key(seed: int, stream: str) -> int:
     return int.from_bytes(digest[:8], "little", signed=True)
 
 
+def hash64(values: Tensor, key: Tensor | int) -> Tensor:
+    """A keyed hash of int64 values, elementwise: well-mixed int64 of the same shape."""
+    return _mix(values * _GOLDEN + key)
+
+
 class SampleRng:
     """Per-sample randomness for one batch.
 

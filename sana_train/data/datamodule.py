@@ -1,0 +1,111 @@
+"""Clips to Lightning: an endless stream of micro-batches indexed by step, and a fixed held-out order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import lightning
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from sana_train.data.order import BatchSplit, clip_indices
+from sana_train.protocols import ClipSource
+from sana_train.types import Batch
+
+
+class MicroBatches(IterableDataset[Batch]):
+    """One rank's endless micro-batches from ``start_step`` on, dealt out to the loader's workers in turn."""
+
+    def __init__(self, source: ClipSource, seed: int, split: BatchSplit, start_step: int = 0) -> None:
+        if not len(source):
+            raise ValueError(f"{type(source).__name__} holds no clips; there is nothing to train on")
+        self.source = source
+        self.seed = seed
+        self.split = split
+        self.start_step = start_step
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        worker_id, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        micro_step = self.start_step * self.split.accumulation + worker_id
+        while True:
+            yield self.micro_batch(micro_step)
+            micro_step += num_workers
+
+    def micro_batch(self, micro_step: int) -> Batch:
+        """This rank's ``micro_step``-th micro-batch, counted from step 0 of the run."""
+        ordinals = self.split.ordinals(micro_step)
+        indices = clip_indices(self.seed, ordinals, len(self.source))
+        batch = self.source.batch(indices.tolist())
+        return replace(batch, ordinals=ordinals.to(batch.index.device))
+
+
+class HeldoutBatches(IterableDataset[Batch]):
+    """Every held-out clip once, in index order; ordinals are the clip ids."""
+
+    def __init__(self, source: ClipSource, batch_size: int) -> None:
+        self.source = source
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.source) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in range(0, len(self.source), self.batch_size):
+            indices = range(start, min(start + self.batch_size, len(self.source)))
+            batch = self.source.batch(indices)
+            ordinals = torch.arange(indices.start, indices.stop, dtype=torch.int64)
+            yield replace(batch, ordinals=ordinals.to(batch.index.device))
+
+
+class ClipDataModule(lightning.LightningDataModule):
+    """Train and held-out clips for one run.
+
+    Args:
+        train: clips to train on.
+        heldout: clips to evaluate on, in index order.
+        global_batch: clips per optimiser step over all ranks; a property of the run, not of the machine.
+        micro_batch: clips per forward pass of one rank.
+        seed: the run's seed; with the step it decides which clips a step sees.
+        num_workers: loader processes per rank, for sources that decode; 0 for resident or rendered ones.
+    """
+
+    def __init__(
+        self,
+        train: ClipSource,
+        heldout: ClipSource,
+        global_batch: int,
+        micro_batch: int,
+        seed: int,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.train = train
+        self.heldout = heldout
+        self.global_batch = global_batch
+        self.micro_batch = micro_batch
+        self.seed = seed
+        self.num_workers = num_workers
+
+    def split(self, world_size: int = 1, rank: int = 0) -> BatchSplit:
+        """The cut of the global batch; its ``accumulation`` is Lightning's accumulate_grad_batches."""
+        return BatchSplit(self.global_batch, self.micro_batch, world_size, rank)
+
+    def train_batches(self, start_step: int = 0, world_size: int = 1, rank: int = 0) -> MicroBatches:
+        return MicroBatches(self.train, self.seed, self.split(world_size, rank), start_step)
+
+    def heldout_batches(self, batch_size: int | None = None) -> HeldoutBatches:
+        """Batches of ``batch_size`` (by default the micro-batch) held-out clips; the last may be smaller."""
+        return HeldoutBatches(self.heldout, batch_size or self.micro_batch)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Starts at the trainer's step, so a resumed run sees the clips it would have seen."""
+        trainer = self.trainer
+        if trainer is None:
+            raise RuntimeError("ClipDataModule has no trainer; use train_batches() outside of Lightning")
+        dataset = self.train_batches(trainer.global_step, trainer.world_size, trainer.global_rank)
+        return DataLoader(dataset, batch_size=None, num_workers=self.num_workers)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch.to(device, non_blocking=True)

@@ -1,0 +1,107 @@
+"""What a training run draws: the same clips for any ranks, accumulation, workers and any resume."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from torch import nn
+
+from sana_train.data.datamodule import ClipDataModule
+from sana_train.data.order import batch_indices
+from sana_train.types import Batch
+
+
+def drawn(batches: list[Batch]) -> tuple[list[int], list[int]]:
+    return (
+        torch.cat([batch.index for batch in batches]).tolist(),
+        torch.cat([batch.ordinals for batch in batches]).tolist(),
+    )
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 4), (2, 2), (2, 4), (4, 1)])
+def test_ranks_and_rounds_draw_the_same_step(squares: Any, world_size: int, micro_batch: int) -> None:
+    module = ClipDataModule(squares, squares, global_batch=8, micro_batch=micro_batch, seed=3)
+    rounds = module.split(world_size).accumulation
+    per_rank = [
+        list(islice(module.train_batches(2, world_size, rank), rounds)) for rank in range(world_size)
+    ]
+    index, ordinals = drawn([batches[j] for j in range(rounds) for batches in per_rank])
+    assert ordinals == list(range(16, 24))
+    assert index == batch_indices(3, 2, len(squares), 8).tolist()
+
+
+def test_ordinals_do_not_change_the_clip(squares: Any) -> None:
+    module = ClipDataModule(squares, squares, global_batch=4, micro_batch=4, seed=0)
+    batch = next(iter(module.train_batches(9)))
+    assert batch.video is not None
+    for row, index in enumerate(batch.index.tolist()):
+        assert torch.equal(batch.video[row], squares.clip(index))
+        assert batch.captions[row] == squares.caption(index)
+
+
+def test_heldout_clips_come_once_in_order(squares: Any) -> None:
+    module = ClipDataModule(squares, squares, global_batch=4, micro_batch=4, seed=0)
+    batches = module.heldout_batches(3)
+    assert len(batches) == 4
+    index, ordinals = drawn(list(batches))
+    assert index == ordinals == list(range(10))
+
+
+def test_empty_source_is_refused(squares: Any) -> None:
+    empty = type(squares)(0)
+    module = ClipDataModule(empty, squares, global_batch=4, micro_batch=4, seed=0)
+    with pytest.raises(ValueError, match="holds no clips"):
+        module.train_batches()
+
+
+class Recorder(lightning.LightningModule):
+    """Trains one number and keeps the ordinals and clip ids of every micro-batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(()))
+        self.seen: list[Batch] = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        self.seen.append(batch)
+        assert batch.video is not None
+        return (self.scale - batch.video.mean()) ** 2
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(squares: Any, *, max_steps: int, num_workers: int = 0, resume: Path | None = None) -> Recorder:
+    module = Recorder()
+    data = ClipDataModule(
+        squares, squares, global_batch=4, micro_batch=2, seed=1, num_workers=num_workers
+    )
+    trainer = lightning.Trainer(
+        max_steps=max_steps,
+        accumulate_grad_batches=data.split().accumulation,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, data, ckpt_path=resume, weights_only=False if resume else None)
+    return module
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_lightning_sees_the_same_stream_with_workers_and_after_resume(
+    squares: Any, tmp_path: Path, num_workers: int
+) -> None:
+    whole = drawn(fit(squares, max_steps=5).seen)
+    assert whole[1] == list(range(20))
+    first = fit(squares, max_steps=3, num_workers=num_workers)
+    first.trainer.save_checkpoint(tmp_path / "three.ckpt")
+    rest = fit(squares, max_steps=5, num_workers=num_workers, resume=tmp_path / "three.ckpt")
+    joined = drawn(first.seen + rest.seen)
+    assert joined == whole

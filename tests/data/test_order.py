@@ -1,0 +1,63 @@
+"""The order of clips: exact permutations, and the same batches however they are cut."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sana_train.data.order import BatchSplit, batch_indices, clip_indices, step_ordinals
+
+
+@pytest.mark.parametrize("num_clips", [1, 2, 5, 16, 17, 1000])
+def test_every_clip_comes_once_per_epoch(num_clips: int) -> None:
+    for epoch in range(3):
+        ordinals = torch.arange(epoch * num_clips, (epoch + 1) * num_clips)
+        clips = clip_indices(7, ordinals, num_clips)
+        assert sorted(clips.tolist()) == list(range(num_clips))
+
+
+def test_epochs_and_seeds_differ() -> None:
+    first = clip_indices(0, torch.arange(100), 100)
+    assert (first != clip_indices(0, torch.arange(100, 200), 100)).any()
+    assert (first != clip_indices(1, torch.arange(100), 100)).any()
+    assert (first != torch.arange(100)).any()
+
+
+def test_shuffle_has_no_order_left() -> None:
+    """Over many epochs, each place holds each clip about equally often, and neighbours scatter."""
+    num_clips, num_epochs = 16, 4096
+    clips = clip_indices(3, torch.arange(num_clips * num_epochs), num_clips).reshape(num_epochs, num_clips)
+    expected = num_epochs / num_clips
+    counts = torch.stack([torch.bincount(clips[:, place], minlength=num_clips) for place in range(num_clips)])
+    chi_squared = ((counts - expected) ** 2 / expected).sum().item()
+    assert chi_squared < 225 + 5 * (2 * 225) ** 0.5  # (16 - 1)^2 degrees of freedom, 5 sigma
+    followers = torch.bincount((clips[:, 1] - clips[:, 0]) % num_clips, minlength=num_clips)[1:]
+    expected = num_epochs / (num_clips - 1)
+    assert ((followers - expected) ** 2 / expected).sum().item() < 14 + 5 * 28**0.5
+
+
+def test_a_step_is_independent_of_those_before() -> None:
+    whole = clip_indices(5, torch.arange(40 * 12), 50)
+    for step in (0, 7, 39):
+        assert torch.equal(batch_indices(5, step, 50, 12), whole[step * 12 : step * 12 + 12])
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 24), (1, 4), (2, 6), (3, 8), (4, 3)])
+def test_split_leaves_the_global_batch_as_it_was(world_size: int, micro_batch: int) -> None:
+    splits = [BatchSplit(24, micro_batch, world_size, rank) for rank in range(world_size)]
+    accumulation = splits[0].accumulation
+    for step in (0, 3):
+        parts = [
+            split.ordinals(step * accumulation + part) for part in range(accumulation) for split in splits
+        ]
+        assert torch.equal(torch.cat(parts), step_ordinals(step, 24))
+
+
+def test_batch_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(ValueError, match="24 clips does not divide into micro-batches of 5 on 2 ranks"):
+        BatchSplit(24, 5, 2)
+
+
+def test_no_clips_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_clips=0"):
+        batch_indices(0, 0, 0, 4)
