@@ -1,0 +1,1 @@
+"""Layers of the DiT, each a plain PyTorch module on tokens of shape (B, N, D)."""
