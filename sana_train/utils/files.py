@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -17,22 +18,33 @@ from typing import Any
 def publish_directory(target: Path) -> Iterator[Path]:
     """A scratch directory beside ``target``, renamed to it if the block ends without an error.
 
-    An existing ``target`` is replaced only at the end; a crash leaves it as it was.
+    An existing ``target`` is replaced only at the end, and a crash leaves it as it was. Where the file
+    system cannot exchange two directories in one call (some network file systems), a crash between two
+    renames leaves it under ``.<name>.old.*/replaced``.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield scratch
         scratch.chmod(0o755)  # mkdtemp makes it private
-        if target.exists():
+        if not target.exists():
+            os.replace(scratch, target)
+        elif not _exchange(scratch, target):  # if exchanged, the scratch path is now the old directory
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
             os.replace(target, old / "replaced")
             os.replace(scratch, target)
             shutil.rmtree(old)
-        else:
-            os.replace(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two paths in one atomic system call (Linux's renameat2); False where that is not offered."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:
+        return False
+    at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2(at_cwd, os.fsencode(first), at_cwd, os.fsencode(second), exchange) == 0
 
 
 @contextmanager
