@@ -123,6 +123,7 @@ class SanaVideoDiT(nn.Module):
         self.latent_channels = latent_channels
         self.patch_size = (patch_size[0], patch_size[1], patch_size[2])
         self.head_dim = width // num_heads
+        self.mlp_ratio = mlp_ratio
         self.caption_norm_init = caption_norm_init
         self.numerics = numerics = NUMERICS[compat]
         self.patch_embed = PatchEmbed(latent_channels, self.patch_size, width)
