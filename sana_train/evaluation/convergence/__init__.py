@@ -1,0 +1,1 @@
+"""How far a move into a new latent space has come: loss bands, clean estimates, samples, S90."""

@@ -1,0 +1,214 @@
+"""One evaluation of a denoiser: loss bands, one-step clean estimates, samples.
+
+The denoiser and the generator run under the caller's autocast; decoding, reading and metrics are
+fp32. Numbers are means over clips; the clips themselves go to a side file for the bootstrap.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sana_train.evaluation.convergence.clean_estimates import CLEAN_SIGMAS, clean_latents, clean_metrics
+from sana_train.evaluation.convergence.heldout import HeldOut, evaluation_mode
+from sana_train.evaluation.convergence.levels import Levels, PerClip, means, save_arrays
+from sana_train.evaluation.convergence.linear_denoiser import LinearDenoiser
+from sana_train.evaluation.convergence.loss_bands import SIGMAS, band_metrics, denoiser_losses
+from sana_train.evaluation.convergence.samples import (
+    GROUPS,
+    decode,
+    group_scores,
+    reference_statistics,
+    sample_metrics,
+    sample_noise,
+)
+from sana_train.protocols import Autoencoder, Denoiser, Reader
+
+logger = logging.getLogger(__name__)
+
+DenoiserGenerate = Callable[[Denoiser, Tensor, Tensor, Tensor], Tensor]
+
+
+class ConvergenceEvaluator:
+    """Evaluates a denoiser on fixed clips with fixed noise.
+
+    Args:
+        heldout: held-out clips, on the denoiser's device.
+        autoencoder: target space; needed for clean estimates and samples.
+        reader: reads attributes off decoded clips; without it only pixel metrics are made.
+        generate: (denoiser, context, mask, noise) -> normalised latents; needed for samples.
+        clips_dir: where ``step_<step>.npz`` with per-clip arrays goes; None = nowhere.
+        sigmas: noise levels of the loss bands.
+        clean_sigmas: noise levels of the one-step clean estimates.
+        num_clean_estimates: clips decoded from one step; 0 = none.
+        num_samples: captions sampled; 0 = loss bands (and clean estimates) only.
+        batch_size: clips per forward pass, per sampling and per decoding.
+        seed: of the evaluation's noise, not of the run.
+    """
+
+    def __init__(
+        self,
+        heldout: HeldOut,
+        autoencoder: Autoencoder | None = None,
+        reader: Reader | None = None,
+        generate: DenoiserGenerate | None = None,
+        clips_dir: Path | None = None,
+        sigmas: Sequence[float] = SIGMAS,
+        clean_sigmas: Sequence[float] = CLEAN_SIGMAS,
+        num_clean_estimates: int = 0,
+        num_samples: int = 0,
+        batch_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        if num_samples and (generate is None or autoencoder is None):
+            raise ValueError(f"num_samples={num_samples} needs a generator and an autoencoder; or set 0")
+        if num_clean_estimates and autoencoder is None:
+            raise ValueError(f"num_clean_estimates={num_clean_estimates} needs an autoencoder; or set 0")
+        wanted = max(num_samples, num_clean_estimates)
+        if wanted > len(heldout):
+            raise ValueError(f"{wanted} samples or clean estimates wanted of {len(heldout)} held-out clips")
+        self.heldout = heldout
+        self.autoencoder = autoencoder
+        self.reader = reader
+        self.generate = generate
+        self.clips_dir = clips_dir
+        self.sigmas = tuple(sigmas)
+        self.clean_sigmas = tuple(clean_sigmas)
+        self.num_clean_estimates = num_clean_estimates
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self._decoded: list[Tensor] | None = None  # of the clean estimates' clips, per chunk, on the CPU
+        self._statistics: list[tuple[Tensor, Tensor]] | None = None  # of the samples' captions, per chunk
+
+    def evaluate(self, denoiser: Denoiser, step: int) -> dict[str, float]:
+        """Flat metrics, e.g. ``heldout/loss_high``, ``clean/0.9/delta_e``, ``samples/semantic``."""
+        per_clip = self.measure(denoiser)
+        if self.clips_dir is not None:
+            save_arrays(self.clips_dir / f"step_{step:06d}.npz", dict(per_clip))
+        return means(per_clip)
+
+    def measure(self, denoiser: Denoiser) -> PerClip:
+        """Every metric per clip, (n,); NaN where it does not apply. Losses that are NaN become infinite."""
+        losses = denoiser_losses(denoiser, self.heldout, self.sigmas, self.seed, self.batch_size)
+        metrics = band_metrics(losses.nan_to_num(nan=torch.inf, posinf=torch.inf), self.sigmas)
+        metrics |= self._clean(denoiser) | self._samples(denoiser)
+        return _arrays(metrics)
+
+    def levels(self, linear: LinearDenoiser | None = None, reference: Path | None = None) -> Levels:
+        """The lines to draw: from a reference file if given, completed by what can be had here.
+
+        Args:
+            linear: its losses become the zero level of the loss bands.
+            reference: file written by ``Levels.save`` for the same held-out clips.
+        """
+        hashes = self.heldout.caption_hashes()
+        levels = Levels(captions=hashes) if reference is None else Levels.load(reference, hashes)
+        if linear is not None:
+            losses = linear.losses(self.heldout.latents, self.sigmas, self.seed)
+            levels.zero |= _arrays(band_metrics(losses, self.sigmas))
+        if self.reader is not None:
+            levels.chance |= chance_metrics(self.reader)
+            if self.num_samples:
+                levels.ceiling |= self._ceiling(self.reader)
+        return levels
+
+    def clean_videos(self, denoiser: Denoiser, num_clips: int, sigma: float) -> Tensor:
+        """Decoded one-step estimates of the first clips, for pictures: (n, 3, F, H, W)."""
+        clips = self.heldout.slice(0, num_clips)
+        latents = clean_latents(denoiser, clips, (sigma,), self.seed)[sigma]
+        return self._decode(latents)
+
+    def sample_videos(self, denoiser: Denoiser, num_clips: int) -> Tensor:
+        """Decoded samples of the first captions, for pictures: (n, 3, F, H, W)."""
+        return self._decode(self._generate(denoiser, 0, self.heldout.slice(0, num_clips)))
+
+    def reference_videos(self, num_clips: int) -> Tensor:
+        """decode(latents) of the first clips: (n, 3, F, H, W)."""
+        return self._decode(self.heldout.latents[:num_clips])
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        if self.autoencoder is None:
+            raise ValueError("decoding needs the target autoencoder; give one to ConvergenceEvaluator")
+        with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
+            return decode(latents.float(), self.autoencoder)
+
+    def _generate(self, denoiser: Denoiser, start: int, clips: HeldOut) -> Tensor:
+        if self.generate is None:
+            raise ValueError("sampling needs a generator; give one to ConvergenceEvaluator")
+        noise = sample_noise(self.seed, start, clips.latents)
+        with evaluation_mode(denoiser):
+            return self.generate(denoiser, clips.context, clips.context_mask, noise)
+
+    def _clean(self, denoiser: Denoiser) -> dict[str, Tensor]:
+        clips = self.heldout.slice(0, self.num_clean_estimates) if self.num_clean_estimates else None
+        if clips is None:
+            return {}
+        if self._decoded is None:
+            self._decoded = [self._decode(c.latents).cpu() for _, c in clips.chunks(self.batch_size)]
+        rows: list[dict[str, Tensor]] = []
+        for (start, chunk), decoded in zip(clips.chunks(self.batch_size), self._decoded, strict=True):
+            row = {}
+            estimates = clean_latents(denoiser, chunk, self.clean_sigmas, self.seed, start)
+            for sigma, latents in estimates.items():
+                video = self._decode(latents)
+                compare = partial(clean_metrics, video, decoded.to(video.device))
+                metrics = _fp32(video, compare, chunk.attributes, self.reader)
+                row |= {f"clean/{sigma:g}/{name}": value for name, value in metrics.items()}
+            rows.append(row)
+        return _concatenate(rows)
+
+    def _samples(self, denoiser: Denoiser) -> dict[str, Tensor]:
+        if not self.num_samples:
+            return {}
+        clips = self.heldout.slice(0, self.num_samples)
+        if self._statistics is None:
+            self._statistics = [
+                _fp32(c.latents, reference_statistics, self._decode(c.latents))
+                for _, c in clips.chunks(self.batch_size)
+            ]
+        rows = []
+        for (start, chunk), statistics in zip(clips.chunks(self.batch_size), self._statistics, strict=True):
+            video = self._decode(self._generate(denoiser, start, chunk))
+            metrics = _fp32(video, sample_metrics, video, statistics, chunk.attributes, self.reader)
+            rows.append({f"samples/{name}": value for name, value in metrics.items()})
+        return _concatenate(rows)
+
+    def _ceiling(self, reader: Reader) -> PerClip:
+        """The reader on decode(latents), under the names of the samples' metrics."""
+        rows = []
+        for _, chunk in self.heldout.slice(0, self.num_samples).chunks(self.batch_size):
+            video = self._decode(chunk.latents)
+            scores = _fp32(video, group_scores, video, chunk.attributes, reader)
+            rows.append({f"samples/{name}": value for name, value in scores.items()})
+        return _arrays(_concatenate(rows))
+
+
+def chance_metrics(reader: Reader) -> dict[str, float]:
+    """Expected accuracy of guessing, under the names of the samples' metrics."""
+    metrics = {f"samples/accuracy/{name}": float(value) for name, value in reader.chance.items()}
+    for group in GROUPS:
+        members = [float(reader.chance[name]) for name in reader.groups.get(group, ())]
+        if members:
+            metrics[f"samples/{group}"] = sum(members) / len(members)
+    return metrics
+
+
+def _fp32(like: Tensor, function: Callable, *args: object):  # noqa: ANN202
+    """``function(*args)`` without gradients and outside the caller's autocast."""
+    with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
+        return function(*args)
+
+
+def _concatenate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([row[name].float().cpu() for row in rows]) for name in rows[0]}
+
+
+def _arrays(metrics: dict[str, Tensor]) -> PerClip:
+    return {name: np.asarray(value.float().cpu()) for name, value in metrics.items()}

@@ -1,0 +1,81 @@
+"""Whole samples of held-out captions: are they what the caption says, in colour and in texture?
+
+Legend: n clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from sana_train.evaluation import video_stats
+from sana_train.evaluation.convergence.heldout import HeldOut
+from sana_train.protocols import Autoencoder, Reader
+from sana_train.utils.rng import SampleRng
+
+Generate = Callable[[Tensor, Tensor, Tensor], Tensor]
+GROUPS = ("semantic", "colour", "texture")
+
+
+def sample_noise(seed: int, first_clip: int, like: Tensor) -> Tensor:
+    """The starting noise of held-out captions ``first_clip`` and on, shaped as ``like``."""
+    ordinals = torch.arange(first_clip, first_clip + len(like), device=like.device)
+    return SampleRng(seed, ordinals).normal("heldout/samples", tuple(like.shape[1:]))
+
+
+def generate_videos(
+    generate: Generate, heldout: HeldOut, autoencoder: Autoencoder, seed: int, first_clip: int = 0
+) -> Tensor:
+    """Decoded samples of ``heldout``'s captions, frames 1 and on: (n, 3, F, H, W).
+
+    Args:
+        generate: (context, mask, noise) -> normalised latents.
+    """
+    noise = sample_noise(seed, first_clip, heldout.latents)
+    latents = generate(heldout.context, heldout.context_mask, noise)
+    return decode(latents, autoencoder)
+
+
+def decode(latents: Tensor, autoencoder: Autoencoder) -> Tensor:
+    """Normalised latents -> the frames that are compared."""
+    return video_stats.comparison_frames(autoencoder.decode(autoencoder.denormalise(latents)))
+
+
+def group_scores(video: Tensor, truth: Mapping[str, Tensor], reader: Reader) -> dict[str, Tensor]:
+    """Reader accuracy per attribute and, averaged over those that apply to a clip, per group: (n,) each."""
+    scores = reader.score(reader.read(video), truth)
+    metrics = {f"accuracy/{name}": value.float() for name, value in scores.items()}
+    for group in GROUPS:
+        members = [scores[name].float() for name in reader.groups.get(group, ()) if name in scores]
+        if members:
+            metrics[group] = torch.stack(members).nanmean(0)
+    return metrics
+
+
+def reference_statistics(video: Tensor) -> tuple[Tensor, Tensor]:
+    """What samples of a caption are held against, of its decoded clip: colours (n, 3, m), spectrum (n, K)."""
+    colours = video_stats.colour_quantiles(video_stats.low_pass_lab(video))
+    return colours, video_stats.top_band_log_power(video)
+
+
+def sample_metrics(
+    video: Tensor,
+    statistics: tuple[Tensor, Tensor],
+    truth: Mapping[str, Tensor],
+    reader: Reader | None,
+) -> dict[str, Tensor]:
+    """Per-clip metrics of samples, (n,) each.
+
+    ``delta_e`` compares which colours occur at 1/32 resolution, wherever they are: two clips of one
+    caption place their objects differently. ``spectrum_gap`` is the top band's log-power distance.
+    """
+    colours, spectrum = reference_statistics(video)
+    metrics = {
+        "delta_e": video_stats.quantile_delta_e(colours, statistics[0]),
+        "spectrum_gap": video_stats.spectrum_gap(spectrum, statistics[1]),
+    }
+    if reader is not None and truth:
+        metrics |= group_scores(video, truth, reader)
+    return metrics

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sana_train.evaluation.convergence.evaluator import ConvergenceEvaluator
+from sana_train.evaluation.convergence.levels import Levels
+from sana_train.evaluation.convergence.linear_denoiser import LinearDenoiser
+
+
+def recall(heldout):
+    """A generator that returns the held-out latents themselves: a perfect sampler."""
+    calls = iter(range(1000))
+
+    def generate(denoiser, context, mask, noise):
+        start = next(calls) * len(noise) % len(heldout)
+        return heldout.latents[start : start + len(noise)]
+
+    return generate
+
+
+def test_bands_alone_need_nothing_but_latents(gaussian_denoiser, heldout):
+    metrics = ConvergenceEvaluator(heldout).evaluate(gaussian_denoiser(), step=0)
+    assert set(metrics) >= {"heldout/loss_high", "heldout/loss_low", "heldout/sigma_0.9"}
+    assert not any(name.startswith(("samples/", "clean/")) for name in metrics)
+    worse = ConvergenceEvaluator(heldout).evaluate(gaussian_denoiser(1.0), step=0)
+    assert worse["heldout/loss_high"] > metrics["heldout/loss_high"] + 0.5
+
+
+def test_a_perfect_sampler_scores_full_marks_and_no_distance(gaussian_denoiser, heldout, autoencoder, reader):
+    evaluator = ConvergenceEvaluator(
+        heldout, autoencoder, reader, recall(heldout), num_samples=12, batch_size=4
+    )
+    metrics = evaluator.evaluate(gaussian_denoiser(), step=0)
+    assert metrics["samples/semantic"] == metrics["samples/colour"] == 1.0
+    assert metrics["samples/delta_e"] == pytest.approx(0, abs=1e-3)
+    assert metrics["samples/spectrum_gap"] == pytest.approx(0, abs=1e-5)
+
+
+def test_clean_estimates_improve_with_the_denoiser(heldout, autoencoder, reader):
+    class Oracle:
+        """Knows the clips: velocity = (noisy - latents) / t."""
+
+        latent_channels = 3
+        null_context = torch.zeros(2, 4)
+
+        def prepare(self, context, mask):
+            return context
+
+        def __call__(self, latents, t, state, positions=None):
+            return (latents - heldout.latents[: len(latents)]) / t.reshape(-1, 1, 1, 1, 1)
+
+    class Zero(Oracle):
+        def __call__(self, latents, t, state, positions=None):
+            return torch.zeros_like(latents)
+
+    evaluator = ConvergenceEvaluator(heldout, autoencoder, reader, num_clean_estimates=12)
+    good, bad = evaluator.evaluate(Oracle(), 0), evaluator.evaluate(Zero(), 0)
+    assert good["clean/0.9/semantic"] == 1.0 > bad["clean/0.9/semantic"]
+    assert good["clean/0.9/delta_e"] < 0.1 < bad["clean/0.9/delta_e"]
+    assert good["clean/0.8/psnr_low"] > 60 > bad["clean/0.8/psnr_low"]
+
+
+def test_clips_that_do_not_have_an_attribute_are_nan_per_clip_and_left_out_of_the_mean(
+    gaussian_denoiser, heldout, autoencoder, reader, tmp_path
+):
+    evaluator = ConvergenceEvaluator(
+        heldout, autoencoder, reader, recall(heldout), clips_dir=tmp_path, num_samples=12
+    )
+    metrics = evaluator.evaluate(gaussian_denoiser(), step=20)
+    with np.load(tmp_path / "step_000020.npz") as clips:
+        colour = clips["samples/accuracy/colour"]
+        loss = clips["heldout/loss_high"]
+    assert np.isnan(colour[0])
+    assert not np.isnan(colour[1:]).any()
+    assert metrics["samples/accuracy/colour"] == 1.0
+    assert metrics["heldout/loss_high"] == pytest.approx(loss.mean())
+
+
+def test_a_diverged_denoiser_has_infinite_loss_not_a_missing_one(gaussian_denoiser, heldout):
+    metrics = ConvergenceEvaluator(heldout).evaluate(gaussian_denoiser(float("nan")), step=0)
+    assert metrics["heldout/loss_high"] == np.inf
+
+
+def test_levels_hold_the_linear_denoiser_chance_ceiling_and_reference(
+    gaussian_denoiser, heldout, autoencoder, reader, tmp_path
+):
+    evaluator = ConvergenceEvaluator(heldout, autoencoder, reader, recall(heldout), num_samples=12)
+    reference = Levels(reference=evaluator.measure(gaussian_denoiser()), captions=heldout.caption_hashes())
+    reference.save(tmp_path / "reference.npz")
+    train = torch.randn(256, 3, 3, 2, 2, generator=torch.Generator().manual_seed(7))
+    linear = LinearDenoiser.fit(train, evaluator.sigmas)
+    levels = evaluator.levels(linear, tmp_path / "reference.npz")
+    # The data are unit Gaussian: linear is as good as it gets, up to the fit's own error.
+    zero, best = levels.means("zero"), levels.means("reference")
+    assert zero["heldout/loss_high"] == pytest.approx(best["heldout/loss_high"], rel=0.1)
+    assert levels.means("chance")["samples/semantic"] == pytest.approx(1 / 3)
+    assert levels.means("ceiling")["samples/semantic"] == 1.0
+
+
+def test_a_reference_is_cut_to_fewer_clips_and_refused_for_others(gaussian_denoiser, heldout, tmp_path):
+    path = tmp_path / "reference.npz"
+    measured = ConvergenceEvaluator(heldout).measure(gaussian_denoiser())
+    Levels(reference=measured, captions=heldout.caption_hashes()).save(path)
+    few = ConvergenceEvaluator(heldout.slice(0, 5)).levels(reference=path)
+    np.testing.assert_allclose(few.reference["heldout/loss"], measured["heldout/loss"][:5])
+    with pytest.raises(ValueError, match="other held-out clips"):
+        ConvergenceEvaluator(heldout.slice(2, 8)).levels(reference=path)
+
+
+def test_what_is_asked_for_without_its_parts_is_refused(heldout, autoencoder):
+    with pytest.raises(ValueError, match="needs a generator"):
+        ConvergenceEvaluator(heldout, autoencoder, num_samples=4)
+    with pytest.raises(ValueError, match="needs an autoencoder"):
+        ConvergenceEvaluator(heldout, num_clean_estimates=4)
+    with pytest.raises(ValueError, match="12 held-out clips"):
+        ConvergenceEvaluator(heldout, autoencoder, num_clean_estimates=40)
