@@ -1,0 +1,142 @@
+"""The sections of a training configuration and the type of every key.
+
+A section that is a class of the package (``_target_``) is a ``Node``: its keys are its constructor's
+arguments. The other sections are dataclasses here. Values live in ``conf/``, never here: a field has
+a default only where leaving the section out is a choice of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NewType
+
+# A mapping with ``_target_``; resolved (no interpolations) and checked against the signature.
+Node = NewType("Node", dict[str, Any])
+
+
+@dataclass(frozen=True)
+class PathsConfig:
+    """Where things lie on this machine; never part of a run's identity."""
+
+    runs: str  # run directories
+    data: str  # rendered clips and latent shards
+    weights: str  # shipped tiny weights
+    models: str  # local copies of published weights, looked at before the hub's cache
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What decides the result of a run, and how often it is saved."""
+
+    seed: int
+    max_steps: int  # where this process stops; no schedule depends on it
+    global_batch: int  # clips per optimiser step over all ranks
+    micro_batch: int  # clips per forward pass of one rank; the rest of the global batch is accumulated
+    lr: float  # constant after warm-up
+    warmup_steps: int
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    clip_norm: float
+    ema_decay: float
+    precision: Literal["auto", "bf16-mixed", "32-true"]  # auto: bf16 on a GPU, fp32 on a CPU
+    checkpoint_every: int  # steps between full checkpoints
+    keep_full: int  # full checkpoints kept
+    milestones: list[int]  # steps whose weights are kept for good
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Where and how the run is executed; may change on every resume."""
+
+    accelerator: Literal["auto", "cpu", "gpu"]
+    devices: int | Literal["auto"]
+    num_nodes: int
+    num_workers: int  # data processes per rank
+    log_every: int  # optimiser steps between logged training metrics
+
+
+@dataclass(frozen=True)
+class ConvergenceConfig:
+    """What is measured on the grid of steps, with fixed clips and fixed noise."""
+
+    steps: list[int]  # the grid
+    noise_levels: list[float]  # t of the held-out flow loss bands
+    num_loss_clips: int
+    num_samples: int  # generated clips for the S90 numbers; 0 logs loss bands only
+    num_strips: int  # clips shown in strips and samples
+    batch_size: int
+    generator: Node  # sampler, steps, shift and guidance of every sample
+    reference: str | None  # record of a DiT trained natively in the target space
+    stop_on_collapse: bool
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """The space the DiT comes from."""
+
+    autoencoder: Node
+    checkpoint: str  # safetensors of the DiT, or a published repository's id
+    model: dict[str, Any]  # arguments of ``model`` which differ in this space
+
+
+@dataclass(frozen=True)
+class LatentsConfig:
+    """How clips become latents."""
+
+    # cached: encoded once to latent shards; resident: encoded once per process and kept on the device;
+    # online: encoded anew in every step.
+    mode: Literal["cached", "resident", "online"]
+    batch_size: int  # clips encoded at a time
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Clips to train on and clips to judge by."""
+
+    train: Node
+    heldout: Node
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All of ``conf/train.yaml``. Optional sections are those which not every task needs."""
+
+    name: str  # of the experiment
+    scale: str
+    run_id: str | None  # None: computed from everything that changes the result
+    paths: PathsConfig
+    training: TrainingConfig
+    trainer: TrainerConfig
+    task: Node
+    data: DataConfig
+    logger: Node | None = None
+    model: Node | None = None
+    autoencoder: Node | None = None
+    source: SourceConfig | None = None
+    latents: LatentsConfig | None = None
+    text: Node | None = None
+    adaptation: Node | None = None
+    convergence: ConvergenceConfig | None = None
+    reader: Node | None = None
+
+
+# Arguments which the build code passes although a YAML could hold them, by section.
+SUPPLIED: dict[str, frozenset[str]] = {
+    "task": frozenset({"parameter_groups"}),
+    "data.train": frozenset({"device"}),
+    "data.heldout": frozenset({"device"}),
+}
+
+# Keys a resumed run may change, with everything under them.
+FREE_KEYS = (
+    "run_id",
+    "paths",
+    "trainer",
+    "logger",
+    "training.max_steps",
+    "training.micro_batch",
+    "training.checkpoint_every",
+    "training.keep_full",
+    "training.milestones",
+)

@@ -1,0 +1,70 @@
+"""From command line to a checked, typed configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sana_train.cli.config import RunConfig
+from sana_train.cli.schema import ConfigError, check
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONF_DIR = REPOSITORY / "conf"
+
+# ``${repo:data/tiny}``: a path inside the checkout, whatever the working directory is.
+OmegaConf.register_new_resolver("repo", lambda path: str(REPOSITORY / path), replace=True)
+
+
+def compose_config(overrides: Sequence[str] = (), config_name: str = "train") -> DictConfig:
+    """What ``python <config_name>.py <overrides>`` composes, for tests and notebooks."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return compose(config_name, overrides=list(overrides))
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """Plain containers without interpolations.
+
+    Raises:
+        ConfigError: an interpolation names a key that is not there.
+    """
+    try:
+        container = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError([f"{error.full_key}: {str(error).splitlines()[0]}"]) from error
+    return typing.cast("dict[str, Any]", container)
+
+
+def load(cfg: DictConfig) -> RunConfig:
+    """Check a composed configuration and type its sections; nodes stay dictionaries.
+
+    Raises:
+        ConfigError: with every unknown key, mistyped value and missing requirement.
+    """
+    plain = resolve(cfg)
+    check(plain)
+    return _typed(RunConfig, plain)
+
+
+def _typed(schema: Any, value: Mapping[str, Any]) -> Any:
+    hints = typing.get_type_hints(schema)
+    return schema(**{name: _typed_value(hints[name], item) for name, item in value.items()})
+
+
+def _typed_value(annotation: Any, value: Any) -> Any:
+    choices = typing.get_args(annotation) or (annotation,)
+    if isinstance(value, dict):
+        for choice in choices:
+            if dataclasses.is_dataclass(choice):
+                return _typed(choice, value)
+    if isinstance(value, list) and typing.get_origin(annotation) is tuple:
+        return tuple(value)
+    return value

@@ -1,0 +1,119 @@
+"""A look at the command line before Hydra starts: friendlier errors, and nothing written on one.
+
+Hydra's own message for a mistyped key or option names no near one, and it makes the output
+directory before a program can check anything.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sana_train.cli.load import CONF_DIR, compose_config, load, resolve
+from sana_train.cli.schema import ConfigError, nearest_key, valid_keys
+
+_INFORM_ONLY = ("--help", "-h", "--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc")
+
+
+def preflight(config_name: str, arguments: Sequence[str]) -> None:
+    """Exit with one message that names every mistake of the command line, if there is one."""
+    if any(argument.split("=")[0] in _INFORM_ONLY for argument in arguments):
+        return
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    try:
+        check_overrides(overrides, config_name)
+    except ConfigError as error:
+        sys.exit(f"{sys.argv[0]}: {error}\nSee `python {sys.argv[0]} --help`; nothing was started.")
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def check_overrides(overrides: Sequence[str], config_name: str = "train") -> DictConfig:
+    """Compose and check what ``overrides`` ask for; of a sweep, its first job.
+
+    Raises:
+        ConfigError: an unknown group option, an unknown key, a mistyped value.
+    """
+    try:
+        parsed = [_first_of_sweep(o) for o in OverridesParser.create().parse_overrides(list(overrides))]
+    except HydraException as error:
+        raise ConfigError([str(error).splitlines()[0]]) from error
+    parsed = [override for override in parsed if not override.key_or_group.startswith("hydra")]
+    choices = [override for override in parsed if _options(override.key_or_group)]
+    _require_options(choices)
+    base = _compose(choices, config_name)
+    values = [override for override in parsed if override not in choices]
+    _require_keys(base, values)
+    cfg = _compose(parsed, config_name)
+    load(cfg)
+    return cfg
+
+
+def _compose(overrides: Sequence[Override], config_name: str) -> DictConfig:
+    try:
+        return compose_config([str(override.input_line) for override in overrides], config_name)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError([str(error).splitlines()[0]]) from error
+
+
+def _first_of_sweep(override: Override) -> Override:
+    if not override.is_sweep_override():
+        return override
+    line = f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
+    return OverridesParser.create().parse_override(line)
+
+
+def _options(group: str) -> list[str]:
+    """Choices of a config group, with those in folders as ``folder/name``; none if it is no group."""
+    folder = CONF_DIR / group.split("@")[0]
+    if not folder.is_dir():
+        return []
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def _require_options(choices: Sequence[Override]) -> None:
+    problems = []
+    for override in choices:
+        group, name = override.key_or_group, override.value()
+        options = _options(group)
+        if override.is_delete() or name is None or name in options or isinstance(name, list):
+            continue
+        near = difflib.get_close_matches(str(name), options, n=1, cutoff=0.0)
+        problems.append(
+            f"{group}={name}: there is no such {group}; the nearest is {near[0]} (of {', '.join(options)})"
+        )
+    if problems:
+        raise ConfigError(problems)
+
+
+def _require_keys(base: DictConfig, values: Sequence[Override]) -> None:
+    problems = []
+    for override in values:
+        key = override.key_or_group
+        if override.is_add() or override.is_force_add() or _exists(base, key):
+            continue
+        keys = valid_keys(resolve(base))
+        if key in keys:
+            problems.append(
+                f"{key}: is left at its default by the YAML; to set it, write +{override.input_line}"
+            )
+        else:
+            near = nearest_key(key, keys)
+            problems.append(f"{key}: there is no such key; the nearest is {near}")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _exists(base: DictConfig, key: str) -> bool:
+    """Whether ``key`` is in the composed configuration, its value missing or not."""
+    section, _, name = key.rpartition(".")
+    parent = OmegaConf.select(base, section) if section else base
+    return isinstance(parent, DictConfig) and name in parent.keys()  # noqa: SIM118 (`in` skips missing values)

@@ -1,0 +1,84 @@
+"""The run's name: the same on every rank, requeue and machine, another one for another result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from sana_train.cli.config import FREE_KEYS
+from sana_train.cli.load import resolve
+from sana_train.cli.schema import ConfigError
+from sana_train.utils.files import write_json
+
+IDENTITY_FILE = "identity.json"
+
+
+def identity(cfg: DictConfig) -> dict[str, Any]:
+    """Dotted key -> value of everything that changes the result.
+
+    What ``paths`` points to is left as a placeholder, so that the same run has the same identity on
+    every machine.
+    """
+    portable = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))
+    assert isinstance(portable, DictConfig)
+    portable.paths = {name: f"<{name}>" for name in cfg.paths}
+    flat = _flatten(resolve(portable))
+    return {key: value for key, value in sorted(flat.items()) if not _is_free(key)}
+
+
+def run_id(cfg: DictConfig) -> str:
+    """``<experiment>-<scale>-s<seed>-<hash>``, or ``run_id`` if the configuration gives one."""
+    if cfg.run_id is not None:
+        return str(cfg.run_id)
+    text = json.dumps(identity(cfg), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{str(cfg.name).replace('/', '-')}-{cfg.scale}-s{cfg.training.seed}-{digest}"
+
+
+def check_same_run(run_dir: Path, cfg: DictConfig) -> None:
+    """Claim ``run_dir`` for this configuration, or make sure that it already belongs to it.
+
+    Raises:
+        ConfigError: another configuration used this run id; lists every key that differs.
+    """
+    mine = json.loads(json.dumps(identity(cfg)))
+    path = run_dir / IDENTITY_FILE
+    if not path.is_file():
+        write_json(path, mine)
+        return
+    theirs = json.loads(path.read_text())
+    differences = [
+        f"{key}: {_show(theirs, key)} then, {_show(mine, key)} now"
+        for key in sorted(theirs.keys() | mine.keys())
+        if theirs.get(key) != mine.get(key) or (key in theirs) != (key in mine)
+    ]
+    if differences:
+        raise ConfigError(
+            [
+                f"the run id {run_dir.name} in {run_dir.parent} was used with another configuration. "
+                "Give another run_id, leave run_id out, or go back to:",
+                *differences,
+            ]
+        )
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith((f"{free}.", f"{free}[")) for free in FREE_KEYS)
+
+
+def _flatten(value: Any, key: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping) and value:
+        flat: dict[str, Any] = {}
+        for name, item in value.items():
+            flat |= _flatten(item, f"{key}.{name}" if key else str(name))
+        return flat
+    return {key: value}
+
+
+def _show(values: Mapping[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "not set"
