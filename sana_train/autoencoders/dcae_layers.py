@@ -1,0 +1,246 @@
+"""Layers of DCAE-V: chunk-causal convolution, post-normed blocks, parameter-free shortcuts.
+
+Legend: B batch, n chunks, C channels, L frames of one chunk, H/W rows/columns. Activations stay
+folded as (B*n, C, L, H, W) from end to end, so a convolution needs no reshape: only the last frame
+of each chunk's predecessor. Attribute names follow the published checkpoints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+# cuDNN indexes with 32 bits; a 720p clip exceeds that in one chunk of 40 frames at full width.
+MAX_CONV_ELEMENTS = 2**31 - 1
+
+
+@dataclass
+class Chunks:
+    """How clips are folded, and what streaming hands from one call to the next.
+
+    Args:
+        num: chunks per clip in the folded batch dimension.
+        carry: None codes whole clips; a dict keeps each convolution's last input frame, so that
+            successive calls with the same dict continue one stream.
+    """
+
+    num: int = 1
+    carry: dict[int, Tensor] | None = None
+
+
+def fold(x: Tensor, chunk_frames: int) -> Tensor:
+    """(B, C, n*L, H, W) -> (B*n, C, L, H, W)."""
+    return rearrange(x, "b c (n l) h w -> (b n) c l h w", l=chunk_frames)
+
+
+def unfold(x: Tensor, num_chunks: int) -> Tensor:
+    """Inverse of ``fold``."""
+    return rearrange(x, "(b n) c l h w -> b c (n l) h w", n=num_chunks)
+
+
+def pad_tail(x: Tensor, multiple: int) -> Tensor:
+    """Repeat the last frame of (B, C, T, H, W) up to a multiple of ``multiple``."""
+    short = -x.shape[2] % multiple
+    return x if short == 0 else torch.cat([x, x[:, :, -1:].expand(-1, -1, short, -1, -1)], dim=2)
+
+
+def unshuffle(x: Tensor, time: int, space: int) -> Tensor:
+    """Blocks of time x space x space to channels; order (channel, t, h, w), channel slowest."""
+    pattern = "b c (t r) (h p) (w q) -> b (c r p q) t h w"
+    return rearrange(x, pattern, r=time, p=space, q=space)
+
+
+def shuffle(x: Tensor, time: int, space: int) -> Tensor:
+    """Inverse of ``unshuffle``."""
+    pattern = "b (c r p q) t h w -> b c (t r) (h p) (w q)"
+    return rearrange(x, pattern, r=time, p=space, q=space)
+
+
+def averaging_shortcut(x: Tensor, out_channels: int, time: int, space: int) -> Tensor:
+    """Unshuffle, then the mean over groups of consecutive channels down to ``out_channels``."""
+    x = unshuffle(x, time, space)
+    return x.unflatten(1, (out_channels, -1)).mean(dim=2)
+
+
+def duplicating_shortcut(x: Tensor, out_channels: int, time: int, space: int) -> Tensor:
+    """Repeat each channel in place until a shuffle gives ``out_channels``."""
+    repeats = out_channels * time * space * space // x.shape[1]
+    return shuffle(x.repeat_interleave(repeats, dim=1), time, space)
+
+
+class ChunkCausalConv3d(nn.Conv3d):
+    """A 3x3x3 convolution that sees both ways inside a chunk and only back across chunks.
+
+    Time is padded by the last input frame of the previous chunk (zeros before the first chunk) and
+    by a zero frame behind; space by zeros.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=3, padding=(0, 1, 1), bias=bias)
+
+    def _previous_frames(self, x: Tensor, chunks: Chunks) -> Tensor:
+        """(B*n, C, 1, H, W): the frame before each chunk."""
+        last = x[:, :, -1:].unflatten(0, (-1, chunks.num))  # (B, n, C, 1, H, W)
+        first = torch.zeros_like(last[:, :1])
+        if chunks.carry is not None:
+            first = chunks.carry.get(id(self), first)
+            chunks.carry[id(self)] = last[:, -1:].clone()  # a view would keep all of x alive
+        return torch.cat([first, last[:, :-1]], dim=1).flatten(0, 1)
+
+    def forward(self, x: Tensor, chunks: Chunks) -> Tensor:
+        before = self._previous_frames(x, chunks)
+        padded = torch.cat([before, x, torch.zeros_like(before)], dim=2)  # (B*n, C, L + 2, H, W)
+        frame_elements = x.shape[0] * max(self.in_channels, self.out_channels) * x.shape[3] * x.shape[4]
+        step = max(1, MAX_CONV_ELEMENTS // frame_elements - 2)
+        if step >= x.shape[2]:
+            return super().forward(padded)
+        pieces = [padded[:, :, start : start + step + 2] for start in range(0, x.shape[2], step)]
+        return torch.cat([super(ChunkCausalConv3d, self).forward(piece) for piece in pieces], dim=2)
+
+
+class RMSNorm3d(nn.Module):
+    """x / rms(x over channels) * weight + bias, per position."""
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean_square = x.float().square().mean(dim=1, keepdim=True)
+        scale = torch.rsqrt(mean_square + self.eps).to(x.dtype)
+        weight, bias = (value.to(x.dtype).view(1, -1, 1, 1, 1) for value in (self.weight, self.bias))
+        return x * scale * weight + bias
+
+
+class ConvLayer(nn.Module):
+    """A convolution and, optionally, a norm behind it."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, bias: bool = True, use_norm: bool = False
+    ) -> None:
+        super().__init__()
+        self.conv = ChunkCausalConv3d(in_channels, out_channels, bias=bias)
+        self.norm = RMSNorm3d(out_channels) if use_norm else None
+
+    def forward(self, x: Tensor, chunks: Chunks) -> Tensor:
+        x = self.conv(x, chunks)
+        return x if self.norm is None else self.norm(x)
+
+
+class ConvUnshuffle(nn.Module):
+    """Convolution, then blocks to channels."""
+
+    def __init__(self, in_channels: int, out_channels: int, time: int, space: int) -> None:
+        super().__init__()
+        self.time, self.space = time, space
+        self.conv = ConvLayer(in_channels, out_channels // (time * space * space))
+
+    def forward(self, x: Tensor, chunks: Chunks) -> Tensor:
+        return unshuffle(self.conv(x, chunks), self.time, self.space)
+
+
+class ConvShuffle(nn.Module):
+    """Convolution, then channels to blocks."""
+
+    def __init__(self, in_channels: int, out_channels: int, time: int, space: int) -> None:
+        super().__init__()
+        self.time, self.space = time, space
+        self.conv = ConvLayer(in_channels, out_channels * time * space * space)
+
+    def forward(self, x: Tensor, chunks: Chunks) -> Tensor:
+        return shuffle(self.conv(x, chunks), self.time, self.space)
+
+
+class TwoConvs(nn.Module):
+    """The branch of a residual block: conv, SiLU, conv without bias, norm at the end."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = ConvLayer(channels, channels)
+        self.conv2 = ConvLayer(channels, channels, bias=False, use_norm=True)
+
+    def forward(self, x: Tensor, chunks: Chunks) -> Tensor:
+        return self.conv2(F.silu(self.conv1(x, chunks)), chunks)
+
+
+class ResBlock(nn.Module):
+    """Identity plus branch, with nothing after the sum."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.main = TwoConvs(channels)
+
+    def forward(self, x: Tensor, chunks: Chunks) -> Tensor:
+        return x + self.main(x, chunks)
+
+
+class DownBlock(nn.Module):
+    """Strided down by unshuffling, beside a shortcut that averages channels."""
+
+    def __init__(self, in_channels: int, out_channels: int, time: int, space: int) -> None:
+        super().__init__()
+        if (in_channels * time * space * space) % out_channels or out_channels % (time * space * space):
+            raise ValueError(
+                f"a {time}x{space}x{space} down block cannot average {in_channels} channels to "
+                f"{out_channels}; take a width that is a multiple of {time * space * space} and divides "
+                f"{in_channels * time * space * space}"
+            )
+        self.out_channels, self.time, self.space = out_channels, time, space
+        self.main = ConvUnshuffle(in_channels, out_channels, time, space)
+
+    def forward(self, x: Tensor, chunks: Chunks) -> Tensor:
+        return self.main(x, chunks) + averaging_shortcut(x, self.out_channels, self.time, self.space)
+
+
+class UpBlock(nn.Module):
+    """Up by shuffling, beside a shortcut that duplicates channels."""
+
+    def __init__(self, in_channels: int, out_channels: int, time: int, space: int) -> None:
+        super().__init__()
+        if (out_channels * time * space * space) % in_channels:
+            raise ValueError(
+                f"a {time}x{space}x{space} up block cannot duplicate {in_channels} channels to "
+                f"{out_channels}; take an input width that divides {out_channels * time * space * space}"
+            )
+        self.out_channels, self.time, self.space = out_channels, time, space
+        self.main = ConvShuffle(in_channels, out_channels, time, space)
+
+    def forward(self, x: Tensor, chunks: Chunks) -> Tensor:
+        return self.main(x, chunks) + duplicating_shortcut(x, self.out_channels, self.time, self.space)
+
+
+class OpList(nn.Module):
+    """Blocks in a row, under the key ``op_list``."""
+
+    def __init__(self, blocks: list[nn.Module]) -> None:
+        super().__init__()
+        self.op_list = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor, chunks: Chunks) -> Tensor:
+        for block in self.op_list:
+            x = block(x, chunks)
+        return x
+
+
+class HeadToPixels(nn.Module):
+    """Norm, SiLU, convolution, shuffle to pixels: the decoder's end, without a shortcut."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.op_list = nn.ModuleList(
+            [RMSNorm3d(channels), nn.SiLU(), ConvShuffle(channels, 3, time=1, space=2)]
+        )
+
+    def forward(self, x: Tensor, chunks: Chunks) -> Tensor:
+        norm, activation, head = self.op_list
+        return head(activation(norm(x)), chunks)

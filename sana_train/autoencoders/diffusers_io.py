@@ -1,0 +1,75 @@
+"""Weights and fresh starts for autoencoders that are diffusers classes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from sana_train.autoencoders.base import missing_weights
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def load_diffusers(reference: Model, weights: str, remedy: str) -> Model:
+    """A model like ``reference`` with weights from a diffusers folder or a hub id, in fp32.
+
+    The weights may lie in the folder itself or in its ``vae`` subfolder.
+
+    Raises:
+        FileNotFoundError: no such folder, and no hub repository that could be reached.
+        ValueError: an architecture other than the configured one.
+    """
+    kind: Any = type(reference)
+    folder = Path(weights)
+    if (folder / "config.json").is_file():
+        subfolder = None
+    elif (folder / "vae" / "config.json").is_file() or (
+        not folder.exists() and _HUB_ID.fullmatch(weights) is not None
+    ):
+        subfolder = "vae"
+    else:
+        raise missing_weights(kind.__name__, folder / "config.json", remedy)
+    try:
+        loaded = kind.from_pretrained(weights, subfolder=subfolder, torch_dtype=torch.float32)
+    except OSError as error:
+        raise missing_weights(kind.__name__, weights, f"and the hub gave none ({error}); {remedy}") from error
+    differing = _differences(reference, loaded)
+    if differing:
+        raise ValueError(
+            f"{weights} holds another architecture than the config builds: {'; '.join(differing)}"
+        )
+    return loaded
+
+
+def _differences(ours: Any, theirs: Any) -> list[str]:
+    """``key: theirs, configured ours`` for each config entry that both state and that differs."""
+
+    def plain(value: Any) -> Any:
+        return list(value) if isinstance(value, (list, tuple)) else value
+
+    return [
+        f"{key} {plain(theirs.config[key])}, configured {plain(value)}"
+        for key, value in ours.config.items()
+        if not key.startswith("_")
+        and theirs.config.get(key) is not None
+        and plain(theirs.config[key]) != plain(value)
+    ]
+
+
+@torch.no_grad()
+def reset_tree(model: nn.Module) -> None:
+    """Fresh random weights for every layer of ``model``; layers without a rule of their own are norms."""
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            if name not in ("gamma", "bias"):
+                raise TypeError(f"{type(module).__name__}.{name} has no rule to start from")
+            parameter.fill_(1.0 if name == "gamma" else 0.0)

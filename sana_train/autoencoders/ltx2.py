@@ -1,0 +1,139 @@
+"""The LTX-2 video VAE (32x32x8, causal, 1 + 8k frames) on diffusers' class.
+
+Legend: B batch, C latent channels, F frames, T/H/W latent grid.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from sana_train.autoencoders.base import VideoAutoencoder
+from sana_train.autoencoders.diffusers_io import load_diffusers, reset_tree
+from sana_train.autoencoders.weights import load_weights
+from sana_train.types import LatentSpec
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLLTX2Video
+
+# (time, space) of one resampling block, by diffusers' names.
+_STRIDES = {"spatial": (1, 2), "temporal": (2, 1), "spatiotemporal": (2, 2)}
+_LTX20_RESAMPLING = ["spatial", "temporal", "spatiotemporal", "spatiotemporal"]
+
+
+class LTX2VideoAutoencoder(VideoAutoencoder):
+    """``AutoencoderKLLTX2Video`` behind the ``Autoencoder`` protocol; defaults are LTX-2.0's.
+
+    LTX-2.3 and 2.5 have the same geometry but another latent space, so weights of another
+    architecture are refused.
+
+    Args:
+        latent_channels: channels of the latent space.
+        encoder_widths: width behind each down block.
+        encoder_layers: residual blocks of each down block, and of the middle block.
+        decoder_widths: reversed, as diffusers takes them: the last is the width at the latent grid.
+        decoder_layers: likewise, the last are those of the middle block.
+        downsample: ``spatial``, ``temporal`` or ``spatiotemporal`` for each down block.
+        upsample: the same for each up block, in the order in which they run.
+        upsample_factors: by which each up block divides its width; reversed like the widths.
+        patch_px: pixels folded into channels at the input.
+        decoder_padding: spatial padding of the decoder.
+        weights: a folder of this project, a diffusers folder or a hub id with a ``vae`` subfolder;
+            None for random weights.
+    """
+
+    def __init__(
+        self,
+        latent_channels: int = 128,
+        encoder_widths: list[int] = [256, 512, 1024, 2048],  # noqa: B006
+        encoder_layers: list[int] = [4, 6, 6, 2, 2],  # noqa: B006
+        decoder_widths: list[int] = [256, 512, 1024],  # noqa: B006
+        decoder_layers: list[int] = [5, 5, 5, 5],  # noqa: B006
+        downsample: list[str] = _LTX20_RESAMPLING,
+        upsample: list[str] = ["spatiotemporal", "spatiotemporal", "spatiotemporal"],  # noqa: B006
+        upsample_factors: list[int] = [2, 2, 2],  # noqa: B006
+        patch_px: int = 4,
+        decoder_padding: Literal["zeros", "reflect"] = "reflect",
+        weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        from diffusers import AutoencoderKLLTX2Video  # an import of seconds
+
+        stride_t, stride_px = _stride(downsample, patch_px)
+        if _stride(upsample, patch_px) != (stride_t, stride_px):
+            raise ValueError(
+                f"downsample {list(downsample)} gives strides {(stride_t, stride_px)}, upsample "
+                f"{list(upsample)} {_stride(upsample, patch_px)}; they must be equal"
+            )
+        _check_widths(latent_channels, encoder_widths, downsample)
+        self.spec = LatentSpec(latent_channels, stride_t, stride_px, stride_px, "causal")
+        num_up = len(upsample)
+        self.vae: AutoencoderKLLTX2Video = AutoencoderKLLTX2Video(
+            latent_channels=latent_channels,
+            block_out_channels=tuple(encoder_widths),
+            down_block_types=("LTX2VideoDownBlock3D",) * len(downsample),
+            layers_per_block=tuple(encoder_layers),
+            spatio_temporal_scaling=(True,) * len(downsample),
+            downsample_type=tuple(downsample),
+            decoder_block_out_channels=tuple(decoder_widths),
+            decoder_layers_per_block=tuple(decoder_layers),
+            decoder_spatio_temporal_scaling=(True,) * num_up,
+            decoder_inject_noise=(False,) * (num_up + 1),
+            upsample_type=tuple(upsample),
+            upsample_residual=(True,) * num_up,
+            upsample_factor=tuple(upsample_factors),
+            patch_size=patch_px,
+            encoder_causal=True,
+            decoder_causal=False,
+            decoder_spatial_padding_mode=decoder_padding,
+            spatial_compression_ratio=stride_px,  # diffusers derives wrong ones
+            temporal_compression_ratio=stride_t,
+        )
+        if weights is not None and (Path(weights) / "spec.json").is_file():
+            load_weights(self, weights)
+        elif weights is not None:
+            self.vae = load_diffusers(self.vae, weights, "give a diffusers folder or a hub id")
+
+    def encode(self, video: Tensor) -> Tensor:
+        """(B, 3, 1 + k * st, H, W) in [-1, 1] -> raw latents (B, C, 1 + k, H/sh, W/sw), the mode."""
+        self.check_clip(video)
+        return self.vae.encode(video, return_dict=False)[0].mode()
+
+    def decode_unclamped(self, latents: Tensor) -> Tensor:
+        """Raw latents (B, C, T, H, W) -> (B, 3, 1 + (T - 1) * st, sh * H, sw * W)."""
+        self.check_latents(latents)
+        return self.vae.decode(latents, return_dict=False)[0]
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        return self.vae.latents_mean, self.vae.latents_std
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        reset_tree(self.vae)
+        self.vae.latents_mean.zero_()
+        self.vae.latents_std.fill_(1.0)
+
+
+def _stride(resampling: list[str], patch_px: int) -> tuple[int, int]:
+    """(frames, pixels) per latent of a row of resampling blocks behind the patching."""
+    unknown = [name for name in resampling if name not in _STRIDES]
+    if unknown:
+        raise ValueError(f"unknown resampling {unknown}; take each from {sorted(_STRIDES)}")
+    pairs = [_STRIDES[name] for name in resampling]
+    return math.prod(time for time, _ in pairs), patch_px * math.prod(space for _, space in pairs)
+
+
+def _check_widths(latent_channels: int, widths: list[int], downsample: list[str]) -> None:
+    """Each down block averages whole groups of unshuffled channels; diffusers finds out only when it runs."""
+    for name, width_in, width_out in zip(downsample, [latent_channels, *widths], widths, strict=False):
+        time, space = _STRIDES[name]
+        factor = time * space * space
+        if (width_in * factor) % width_out or width_out % factor:
+            raise ValueError(
+                f"a {name} down block cannot average {width_in} channels to {width_out}; take a width "
+                f"that is a multiple of {factor} and divides {width_in * factor}"
+            )

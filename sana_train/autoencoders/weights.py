@@ -1,0 +1,109 @@
+"""Weights of autoencoders on disk: ``model.safetensors``, ``spec.json``, ``record.json``.
+
+``spec.json`` says which class made the weights, their fingerprint and latent geometry, so that a
+folder of other weights is refused instead of decoding to noise.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sana_train.autoencoders.base import VideoAutoencoder, missing_weights
+from sana_train.utils.files import publish_directory, write_json
+
+STATISTICS = ("latents_mean", "latents_std")
+
+
+def save_autoencoder(model: VideoAutoencoder, directory: Path, record: dict[str, Any]) -> str:
+    """Publish weights (bf16; statistics fp32), ``spec.json`` and ``record.json``; returns the fingerprint.
+
+    ``model`` itself is rounded to what was written, so that its fingerprint is that of the files.
+    """
+    tensors = {
+        name: value.detach().cpu().to(_stored_dtype(name, value)).contiguous().clone()
+        for name, value in model.state_dict().items()
+    }
+    model.load_state_dict(tensors)
+    spec = {
+        "autoencoder": class_path(model),
+        "weights_hash": model.fingerprint(),
+        "latent_spec": model.spec.to_dict(),
+        "dtype": "bfloat16",
+    }
+    with publish_directory(Path(directory)) as scratch:
+        save_file(tensors, scratch / "model.safetensors")
+        write_json(scratch / "spec.json", spec)
+        write_json(scratch / "record.json", record)
+    return spec["weights_hash"]
+
+
+def load_weights(model: VideoAutoencoder, path: str | Path) -> None:
+    """Load a folder written by ``save_autoencoder``, or a published ``.pt`` file, in place.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: made by another class, geometry or architecture, or changed since it was written.
+    """
+    path = Path(path)
+    if path.suffix == ".pt":
+        _load_published(model, path)
+        return
+    file = path / "model.safetensors"
+    if not (file.is_file() and (path / "spec.json").is_file()):
+        remedy = "a folder holds model.safetensors and spec.json; train them, or set weights=null"
+        raise missing_weights(class_path(model), file, remedy)
+    spec = json.loads((path / "spec.json").read_text())
+    expected = {"autoencoder": class_path(model), "latent_spec": model.spec.to_dict()}
+    for key, ours in expected.items():
+        if spec[key] != ours:
+            raise ValueError(f"{path} holds weights with {key} {spec[key]}, but the config builds {ours}")
+    load_strict(model, load_file(file), path)
+    if model.fingerprint() != spec["weights_hash"]:
+        raise ValueError(
+            f"{file} has fingerprint {model.fingerprint()}, but spec.json beside it says "
+            f"{spec['weights_hash']}; the two are not from one save, fetch or train them again"
+        )
+
+
+def load_strict(model: VideoAutoencoder, tensors: dict[str, Tensor], source: Path) -> None:
+    """Copy ``tensors`` in; missing, unexpected and misshapen keys are a ``ValueError`` that names them."""
+    ours = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    theirs = {name: tuple(value.shape) for name, value in tensors.items()}
+    wrong = sorted(name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name])
+    problems = {
+        "missing": sorted(ours.keys() - theirs.keys()),
+        "unexpected": sorted(theirs.keys() - ours.keys()),
+        "of another shape": [f"{name} {theirs[name]} for {ours[name]}" for name in wrong],
+    }
+    found = [f"{len(keys)} {kind} (such as {keys[0]})" for kind, keys in problems.items() if keys]
+    if found:
+        raise ValueError(f"weights in {source} do not fit {class_path(model)}: {'; '.join(found)}")
+    model.load_state_dict(tensors)
+
+
+def class_path(model: VideoAutoencoder) -> str:
+    return f"{type(model).__module__}.{type(model).__qualname__}"
+
+
+def _stored_dtype(name: str, value: Tensor) -> torch.dtype:
+    """Statistics keep fp32: they are a few numbers and every latent passes through them."""
+    if not value.is_floating_point() or name.rpartition(".")[2] in STATISTICS:
+        return value.dtype
+    return torch.bfloat16
+
+
+def _load_published(model: VideoAutoencoder, path: Path) -> None:
+    """A published container: the first EMA state dict if there is one, else the model's. No statistics."""
+    if not path.is_file():
+        raise missing_weights(class_path(model), path, "download the published .pt file there")
+    container = torch.load(path, map_location="cpu", weights_only=True)
+    averages = container.get("ema_model_state_dict")
+    tensors = next(iter(averages.values())) if averages else container["model_state_dict"]
+    state = model.state_dict()
+    load_strict(model, {**{name: state[name] for name in STATISTICS}, **tensors}, path)
