@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -18,7 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sana_train.cli.load import CONF_DIR, compose_config, load, resolve
+from sana_train.cli.run_id import require_same_run, run_id
 from sana_train.cli.schema import ConfigError, nearest_key, valid_keys
+from sana_train.cli.weights import MissingWeightsError, require_weights
 
 _INFORM_ONLY = ("--help", "-h", "--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc")
 
@@ -29,9 +32,11 @@ def preflight(config_name: str, arguments: Sequence[str]) -> None:
         return
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     try:
-        check_overrides(overrides, config_name)
-    except ConfigError as error:
-        sys.exit(f"{sys.argv[0]}: {error}\nSee `python {sys.argv[0]} --help`; nothing was started.")
+        cfg = check_overrides(overrides, config_name)
+        require_weights(load(cfg))
+        require_same_run(Path(cfg.paths.runs) / run_id(cfg), cfg)
+    except (ConfigError, MissingWeightsError) as error:
+        sys.exit(f"{error}\nNothing was started; `python {sys.argv[0]} --help` tells what there is to set.")
     finally:
         GlobalHydra.instance().clear()
 

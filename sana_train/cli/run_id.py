@@ -46,12 +46,17 @@ def check_same_run(run_dir: Path, cfg: DictConfig) -> None:
     Raises:
         ConfigError: another configuration used this run id; lists every key that differs.
     """
-    mine = json.loads(json.dumps(identity(cfg)))
+    require_same_run(run_dir, cfg)
+    if not (run_dir / IDENTITY_FILE).is_file():
+        write_json(run_dir / IDENTITY_FILE, identity(cfg))
+
+
+def require_same_run(run_dir: Path, cfg: DictConfig) -> None:
+    """``check_same_run`` without claiming an unused directory."""
     path = run_dir / IDENTITY_FILE
     if not path.is_file():
-        write_json(path, mine)
         return
-    theirs = json.loads(path.read_text())
+    theirs, mine = json.loads(path.read_text()), json.loads(json.dumps(identity(cfg)))
     differences = [
         f"{key}: {_show(theirs, key)} then, {_show(mine, key)} now"
         for key in sorted(theirs.keys() | mine.keys())

@@ -1,0 +1,47 @@
+"""The logger a configuration names, beside metrics.jsonl which is always written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sana_train.cli.config import RunConfig
+from sana_train.cli.instantiate import instantiate
+from sana_train.cli.schema import TARGET
+from sana_train.cli.targets import arguments_of, resolve_target
+
+_IMAGES, _VIDEOS = (".png", ".jpg"), (".mp4", ".gif")
+
+
+def build_loggers(config: RunConfig, run_dir: Path, run_id: str) -> list[Any]:
+    """The Lightning logger of ``config.logger`` (none if that is left out), with the configuration logged.
+
+    It writes into ``run_dir`` under the run's id, so that a resumed run continues its own record.
+    """
+    if config.logger is None:
+        return []
+    if config.logger.get("offline", False):
+        os.environ.setdefault("WANDB_SILENT", "true")  # its closing summary repeats ours
+    takes = arguments_of(resolve_target(config.logger[TARGET]))
+    ours = {"save_dir": str(run_dir), "id": run_id, "name": run_id}
+    supplied = {name: value for name, value in ours.items() if name in takes and name not in config.logger}
+    logger = instantiate(config.logger, **supplied)
+    logger.log_hyperparams(asdict(config))
+    return [logger]
+
+
+def log_files(loggers: Sequence[Any], files: Mapping[str, Path], step: int) -> None:
+    """Show videos and images by file where a logger can (W&B); note other files' paths in its summary."""
+    for logger in loggers:
+        if not hasattr(logger, "log_video"):
+            continue
+        for name, path in files.items():
+            if path.suffix in _VIDEOS:
+                logger.log_video(name, [str(path)], step, format=[path.suffix[1:]])
+            elif path.suffix in _IMAGES:
+                logger.log_image(name, [str(path)], step)
+            else:
+                logger.experiment.summary.update({name: str(path)})
