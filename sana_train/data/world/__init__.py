@@ -1,0 +1,1 @@
+"""The procedural world: captioned clips of moving textured shapes, with ground truth."""

@@ -1,0 +1,74 @@
+"""The world as a ``ClipSource``: clips rendered when asked for, on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from sana_train.data.world.captions import captions
+from sana_train.data.world.render import render
+from sana_train.data.world.sampling import Split, sample_scenes
+from sana_train.data.world.scene import Scenes, WorldSpec
+from sana_train.types import Batch
+
+
+class WorldClips:
+    """``num_clips`` clips of a split; the same (spec, seed, split, index) is always the same clip.
+
+    Args:
+        split: ``train``, or ``heldout`` whose scenes each show attribute pairs never seen in train.
+        num_clips: length; nothing is stored, so it may be large.
+        seed: the world's seed.
+        frames: frames per clip.
+        size_px: height and width.
+        device: where clips are rendered; indices and attributes stay on it too.
+        spec: how hard the world is; the default world if null.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        num_clips: int,
+        seed: int = 0,
+        frames: int = 17,
+        size_px: int = 128,
+        device: str = "cpu",
+        spec: WorldSpec | None = None,
+    ) -> None:
+        if num_clips < 1:
+            raise ValueError(f"num_clips={num_clips}: expected at least 1")
+        self.split: Split = split
+        self.num_clips, self.seed, self.frames, self.size_px = num_clips, seed, frames, size_px
+        self.device = torch.device(device)
+        self.spec = spec or WorldSpec()
+        self.scenes([0])  # refuses a bad split now
+
+    def __len__(self) -> int:
+        return self.num_clips
+
+    def scenes(self, indices: Sequence[int]) -> Scenes:
+        """The scenes behind the clips.
+
+        Raises:
+            IndexError: an index outside 0 .. num_clips - 1.
+        """
+        index = torch.as_tensor(indices, dtype=torch.int64).cpu()
+        if index.numel() and (int(index.min()) < 0 or int(index.max()) >= self.num_clips):
+            raise IndexError(f"clip indices must lie in 0..{self.num_clips - 1}, got {int(index.min())}.."
+                             f"{int(index.max())}")  # fmt: skip
+        return sample_scenes(self.spec, self.seed, self.split, index)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Clips with captions and attributes; ordinals are the indices until a loader sets them."""
+        scenes = self.scenes(indices)
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        batch = Batch(
+            index=index,
+            ordinals=index.clone(),
+            weight=torch.ones(len(index)),
+            captions=captions(scenes),
+            attributes=scenes.attributes(),
+        ).to(self.device)
+        batch.video = render(scenes, self.frames, self.size_px, self.device)
+        return batch
