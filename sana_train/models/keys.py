@@ -125,6 +125,18 @@ def depth_of(state: Mapping[str, Tensor]) -> int:
     return 1 + max((int(match[1]) for match in found if match), default=-1)
 
 
+def geometry(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """Sizes of the network that a state of ours belongs to, latent space apart; empty if it is not one."""
+    marks = {
+        "width": ("time_embed.fc2.weight", 0),
+        "hidden width": ("blocks.0.ffn.project.weight", 1),
+        "caption width": ("caption_embed.fc1.weight", 1),
+    }
+    if any(key not in state for key, _ in marks.values()):
+        return {}
+    return {"depth": depth_of(state), **{name: state[key].shape[axis] for name, (key, axis) in marks.items()}}
+
+
 def detect_format(state: Mapping[str, Tensor]) -> Format:
     """Whose names a state has.
 

@@ -43,7 +43,8 @@ class LinearAttention(nn.Module):
         ambient = query.dtype
         if self.numerics.use_ambient_rounding:
             weight = _similarity(query, key)
-        with torch.autocast(query.device.type, enabled=False):
+        device = "cpu" if query.is_meta else query.device.type  # autocast does not know meta
+        with torch.autocast(device, enabled=False):
             if not self.numerics.use_ambient_rounding:
                 weight = _similarity(query.float(), key.float())
             turned_query, turned_key = rotate(query, rope), rotate(key, rope)
