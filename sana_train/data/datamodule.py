@@ -69,6 +69,8 @@ class ClipDataModule(lightning.LightningDataModule):
         micro_batch: clips per forward pass of one rank.
         seed: the run's seed; with the step it decides which clips a step sees.
         num_workers: loader processes per rank, for sources that decode; 0 for resident or rendered ones.
+        start_step: optimiser steps the run completed before this process, where the trainer itself
+            counts from zero.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class ClipDataModule(lightning.LightningDataModule):
         micro_batch: int,
         seed: int,
         num_workers: int = 0,
+        start_step: int = 0,
     ) -> None:
         super().__init__()
         self.train = train
@@ -87,6 +90,7 @@ class ClipDataModule(lightning.LightningDataModule):
         self.micro_batch = micro_batch
         self.seed = seed
         self.num_workers = num_workers
+        self.start_step = start_step
 
     def split(self, world_size: int = 1, rank: int = 0) -> BatchSplit:
         """The cut of the global batch; its ``accumulation`` is Lightning's accumulate_grad_batches."""
@@ -100,11 +104,12 @@ class ClipDataModule(lightning.LightningDataModule):
         return HeldoutBatches(self.heldout, batch_size or self.micro_batch)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Starts at the trainer's step, so a resumed run sees the clips it would have seen."""
+        """Starts at the run's step, so a resumed run sees the clips it would have seen."""
         trainer = self.trainer
         if trainer is None:
             raise RuntimeError("ClipDataModule has no trainer; use train_batches() outside of Lightning")
-        dataset = self.train_batches(trainer.global_step, trainer.world_size, trainer.global_rank)
+        start_step = self.start_step + trainer.global_step
+        dataset = self.train_batches(start_step, trainer.world_size, trainer.global_rank)
         return DataLoader(dataset, batch_size=None, num_workers=self.num_workers)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:

@@ -40,7 +40,8 @@ class ResidentPixels:
             if self.video is None:
                 shape = (len(source), *batch.video.shape[1:])
                 self.video = torch.empty(shape, dtype=torch.uint8, device=self.device)
-            self.video[chunk.start : chunk.stop] = ((batch.video + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+            pixels = ((batch.video + 1.0) * 127.5).round().clamp(0, 255)
+            self.video[chunk.start : chunk.stop] = pixels.to(torch.uint8)
             weights.append(batch.weight)
             captions.extend(batch.captions)
             for name, value in batch.attributes.items():

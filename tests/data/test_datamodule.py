@@ -27,9 +27,7 @@ def drawn(batches: list[Batch]) -> tuple[list[int], list[int]]:
 def test_ranks_and_rounds_draw_the_same_step(squares: Any, world_size: int, micro_batch: int) -> None:
     module = ClipDataModule(squares, squares, global_batch=8, micro_batch=micro_batch, seed=3)
     rounds = module.split(world_size).accumulation
-    per_rank = [
-        list(islice(module.train_batches(2, world_size, rank), rounds)) for rank in range(world_size)
-    ]
+    per_rank = [list(islice(module.train_batches(2, world_size, rank), rounds)) for rank in range(world_size)]
     index, ordinals = drawn([batches[j] for j in range(rounds) for batches in per_rank])
     assert ordinals == list(range(16, 24))
     assert index == batch_indices(3, 2, len(squares), 8).tolist()
@@ -76,11 +74,11 @@ class Recorder(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(squares: Any, *, max_steps: int, num_workers: int = 0, resume: Path | None = None) -> Recorder:
+def fit(
+    squares: Any, *, max_steps: int, num_workers: int = 0, start_step: int = 0, resume: Path | None = None
+) -> Recorder:
     module = Recorder()
-    data = ClipDataModule(
-        squares, squares, global_batch=4, micro_batch=2, seed=1, num_workers=num_workers
-    )
+    data = ClipDataModule(squares, squares, 4, 2, seed=1, num_workers=num_workers, start_step=start_step)
     trainer = lightning.Trainer(
         max_steps=max_steps,
         accumulate_grad_batches=data.split().accumulation,
@@ -105,3 +103,9 @@ def test_lightning_sees_the_same_stream_with_workers_and_after_resume(
     rest = fit(squares, max_steps=5, num_workers=num_workers, resume=tmp_path / "three.ckpt")
     joined = drawn(first.seen + rest.seen)
     assert joined == whole
+
+
+def test_a_trainer_that_counts_from_zero_goes_on_at_start_step(squares: Any) -> None:
+    whole = drawn(fit(squares, max_steps=5).seen)
+    first, rest = fit(squares, max_steps=3), fit(squares, max_steps=2, start_step=3)
+    assert drawn(first.seen + rest.seen) == whole

@@ -24,7 +24,9 @@ def test_batches_equal_online_encoding(
     for name, autoencoder in autoencoders.items():
         assert len(clips[name]) == len(squares)
         batch = clips[name].batch(indices)
-        assert batch.latents is not None and batch.context is not None and batch.context_mask is not None
+        assert batch.latents is not None
+        assert batch.context is not None
+        assert batch.context_mask is not None
         assert torch.allclose(batch.latents, autoencoder.encode(online.video), atol=1e-6)
         assert torch.equal(batch.context, context)
         assert torch.equal(batch.context_mask, mask)
@@ -37,7 +39,8 @@ def test_batches_equal_online_encoding(
 def test_a_tensor_of_indices_is_as_good_as_a_list(squares: Any, block_means: Any, word_hashes: Any) -> None:
     clips = encode_resident(squares, {"one": block_means}, word_hashes, "cpu", 5)["one"]
     by_list, by_tensor = clips.batch([4, 2]), clips.batch(torch.tensor([4, 2]))
-    assert by_list.latents is not None and by_tensor.latents is not None
+    assert by_list.latents is not None
+    assert by_tensor.latents is not None
     assert torch.equal(by_list.latents, by_tensor.latents)
     assert by_list.captions == by_tensor.captions
     assert by_list.latents.dtype == torch.float32

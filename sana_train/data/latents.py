@@ -1,0 +1,216 @@
+"""The one latent-shard format, and the source that reads it.
+
+A folder of WebDataset tars with ``spec.json``. A sample is ``key.safetensors`` with ``latents``
+(C, T, H, W), raw as the autoencoder gives them, and ``context`` (S, D) without padding, and ``key.json``
+with caption and attributes. A hole of the source stays a sample, with ``problem`` in its json and no
+tensors, so that clip ids never shift.
+
+``spec.json`` says what made the latents: autoencoder and text encoder with their fingerprints, LatentSpec,
+dtype and the clips' fingerprint. A cache is only ever read by what made it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from sana_train.data.progress import ClipProgress
+from sana_train.data.resident import RaggedText, ResidentClips
+from sana_train.data.shards import HOLE_CAPTION, collate_attributes
+from sana_train.data.staging import FixedSource, read_record, shard_path, shard_ranges, staged_folder
+from sana_train.data.tars import TarFolder, index_path, write_tar
+from sana_train.protocols import Autoencoder, TextEncoder
+from sana_train.types import Batch, LatentSpec
+
+SPEC_NAME = "spec.json"
+_FORMAT = "sana_train/latents/1"
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def latent_record(
+    source: FixedSource, autoencoder: Autoencoder, text_encoder: TextEncoder, dtype: str, clips_per_shard: int
+) -> dict[str, Any]:
+    """The contents of ``spec.json``."""
+    return {
+        "format": _FORMAT,
+        "autoencoder": type(autoencoder).__name__,
+        "autoencoder_fingerprint": autoencoder.fingerprint(),
+        "latent_spec": autoencoder.spec.to_dict(),
+        "dtype": dtype,
+        "text_encoder": type(text_encoder).__name__,
+        "text_fingerprint": text_encoder.fingerprint(),
+        "max_tokens": text_encoder.max_tokens,
+        "text_dim": text_encoder.dim,
+        "clips_fingerprint": source.fingerprint(),
+        "num_clips": len(source),
+        "clips_per_shard": clips_per_shard,
+    }
+
+
+@torch.no_grad()
+def precompute_latents(
+    source: FixedSource,
+    autoencoder: Autoencoder,
+    text_encoder: TextEncoder,
+    out: Path,
+    *,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    dtype: Literal["bfloat16", "float32"] = "float32",
+    clips_per_shard: int = 256,
+    description: str = "encoding clips",
+) -> Path:
+    """Encode every clip of ``source`` once into latent shards at ``out``; returns ``out``.
+
+    If ``out`` already holds them nothing is done; an interrupted call goes on after its last complete
+    shard, and ``out`` appears only when complete. The autoencoder must already be on ``device``.
+
+    Args:
+        dtype: of the latents; the context is always float32.
+
+    Raises:
+        ValueError: ``out`` holds latents of other clips or encoders, or ``source`` gives no pixels.
+    """
+    if dtype not in _DTYPES:
+        raise ValueError(f"latents are kept as {' or '.join(_DTYPES)}, got dtype={dtype!r}")
+    record = latent_record(source, autoencoder, text_encoder, dtype, clips_per_shard)
+    with staged_folder(out, SPEC_NAME, record) as folder:
+        if folder is None:
+            return out
+        with ClipProgress(description, len(source)) as progress:
+            for shard, clips in enumerate(shard_ranges(len(source), clips_per_shard)):
+                tar = shard_path(folder, shard)
+                if index_path(tar).exists():
+                    progress.advance(len(clips))
+                    continue
+                samples = (
+                    sample
+                    for start in range(clips.start, clips.stop, batch_size)
+                    for sample in _encode(
+                        source.batch(range(start, min(start + batch_size, clips.stop))).to(device),
+                        autoencoder,
+                        text_encoder,
+                        _DTYPES[dtype],
+                        progress,
+                    )
+                )
+                write_tar(tar, samples, _inspect_latents)
+    return out
+
+
+def _encode(
+    batch: Batch,
+    autoencoder: Autoencoder,
+    text_encoder: TextEncoder,
+    dtype: torch.dtype,
+    progress: ClipProgress,
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    if batch.video is None:
+        raise ValueError("the source gives no pixels; encoding needs Batch.video")
+    latents = autoencoder.encode(batch.video).to(dtype).cpu()
+    context, mask = (value.cpu() for value in text_encoder.encode(batch.captions))
+    for row, index in enumerate(batch.index.tolist()):
+        attributes = {name: value[row].tolist() for name, value in batch.attributes.items()}
+        info: dict[str, Any] = {"caption": batch.captions[row], "attributes": attributes, "problem": None}
+        members: dict[str, bytes] = {}
+        if float(batch.weight[row]) == 0.0:
+            info["problem"] = "a hole in the clips"
+        else:
+            tensors = {"latents": latents[row].contiguous(), "context": context[row][mask[row]].contiguous()}
+            members["safetensors"] = save(tensors)
+        members["json"] = json.dumps(info, sort_keys=True).encode()
+        yield f"{index:08d}", members
+    progress.advance(len(batch))
+
+
+def _inspect_latents(members: Mapping[str, bytes]) -> dict[str, Any]:
+    if "json" not in members:
+        return {"problem": "the sample has no .json"}
+    problem = json.loads(members["json"])["problem"]
+    if problem is None and "safetensors" not in members:
+        problem = "the sample has no .safetensors"
+    return {"problem": problem}
+
+
+class LatentClips:
+    """A ``ClipSource`` over latent shards, read sample by sample; ``resident`` loads them all.
+
+    Args:
+        path: folder with ``spec.json``.
+        autoencoder_fingerprint: of the autoencoder the latents are meant for.
+        text_fingerprint: of the text encoder the contexts are meant for.
+
+    Raises:
+        ValueError: no latent shards there, or made by another autoencoder or text encoder.
+    """
+
+    def __init__(self, path: Path, autoencoder_fingerprint: str, text_fingerprint: str) -> None:
+        record = read_record(path, SPEC_NAME)
+        if record is None or record.get("format") != _FORMAT:
+            found = "no such file" if record is None else f"format {record.get('format')!r}"
+            raise ValueError(f"{path} holds no latent shards: {SPEC_NAME}: {found}, expected {_FORMAT!r}")
+        for kind, wanted in (("autoencoder", autoencoder_fingerprint), ("text", text_fingerprint)):
+            made_by = record[f"{kind}_fingerprint"]
+            if made_by != wanted:
+                raise ValueError(
+                    f"the latents in {path} were made by the {kind} {made_by!r}, this run uses {wanted!r}; "
+                    "encode the clips again into another folder, or use the one that made these"
+                )
+        self.record = record
+        self.spec = LatentSpec(**record["latent_spec"])
+        self.folder = TarFolder(path, _inspect_latents)
+        if len(self.folder) != record["num_clips"]:
+            raise ValueError(
+                f"{path} holds {len(self.folder)} clips, its {SPEC_NAME} says {record['num_clips']}; "
+                "a shard was lost: encode the clips again"
+            )
+        problems = [sample.facts["problem"] for sample in self.folder.samples]
+        self.holes = {index: problem for index, problem in enumerate(problems) if problem is not None}
+        first = next((index for index in range(len(problems)) if index not in self.holes), None)
+        if first is None:
+            raise ValueError(f"none of the {len(problems)} clips in {path} can be used; first: {problems[0]}")
+        self.latent_shape = load(self.folder.read(first)["safetensors"])["latents"].shape  # (C, T, H, W)
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def resident(self, device: torch.device | str = "cpu") -> ResidentClips:
+        """All clips as tensors on ``device``."""
+        return self._gather(range(len(self)), device)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The clips of ``indices``; latents are float32, holes have weight 0."""
+        batch = self._gather(indices, "cpu").batch(range(len(indices)))
+        batch.index = batch.ordinals = torch.tensor(list(indices), dtype=torch.int64)
+        return batch
+
+    def _gather(self, indices: Sequence[int], device: torch.device | str) -> ResidentClips:
+        count, dim = len(indices), self.record["text_dim"]
+        latents = torch.zeros(count, *self.latent_shape, dtype=_DTYPES[self.record["dtype"]])
+        contexts: list[Tensor] = []
+        infos: list[dict[str, Any] | None] = []
+        for row, index in enumerate(indices):
+            if index in self.holes:
+                contexts.append(torch.zeros(1, dim))  # one token: attention over none is NaN
+                infos.append(None)
+                continue
+            members = self.folder.read(index)
+            tensors = load(members["safetensors"])
+            latents[row] = tensors["latents"]
+            contexts.append(tensors["context"])
+            infos.append(json.loads(members["json"]))
+        lengths = torch.tensor([len(context) for context in contexts])
+        return ResidentClips(
+            latents.to(device),
+            RaggedText(torch.cat(contexts).to(device), lengths, self.record["max_tokens"]),
+            [HOLE_CAPTION if info is None else info["caption"] for info in infos],
+            collate_attributes([None if info is None else info["attributes"] for info in infos]),
+            torch.tensor([0.0 if info is None else 1.0 for info in infos]),
+            self.spec,
+        )

@@ -1,0 +1,139 @@
+"""Captioned clips in WebDataset shards, by global index.
+
+A sample is ``key.mp4`` and ``key.json`` with ``caption`` and, for procedural clips, ``attributes``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sana_train.data.tars import TarFolder
+from sana_train.data.video import BadClip, count_frames, decode_clip, to_float
+from sana_train.types import Batch, VideoShape
+
+logger = logging.getLogger(__name__)
+
+# What a hole is captioned with. Not empty: attention over no tokens is NaN, and 0 * NaN is NaN.
+HOLE_CAPTION = "hole"
+
+
+def parse_caption(data: bytes) -> dict[str, Any]:
+    """The sample's json.
+
+    Raises:
+        BadClip: not JSON, or no caption in it.
+    """
+    try:
+        record = json.loads(data)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BadClip(f"the json cannot be parsed ({error})") from error
+    if not isinstance(record, dict) or not isinstance(record.get("caption"), str):
+        raise BadClip("the json has no caption")
+    if not record["caption"].strip():
+        raise BadClip("the caption is empty")
+    return record
+
+
+def inspect_clip(members: Mapping[str, bytes]) -> dict[str, Any]:
+    """What the index keeps of a sample: its frames, and the problem that makes it a hole."""
+    facts: dict[str, Any] = {"frames": 0, "problem": None}
+    try:
+        for extension in ("mp4", "json"):
+            if extension not in members:
+                raise BadClip(f"the sample has no .{extension}")
+        parse_caption(members["json"])
+        facts["frames"] = count_frames(members["mp4"])
+    except BadClip as error:
+        facts["problem"] = str(error)
+    return facts
+
+
+def collate_attributes(rows: Sequence[Mapping[str, int | list[int]] | None]) -> dict[str, Tensor]:
+    """Columns of int64; -1 wherever a row does not have an attribute."""
+    columns: dict[str, Tensor] = {}
+    for row, attributes in enumerate(rows):
+        for name, value in (attributes or {}).items():
+            values = torch.tensor(value, dtype=torch.int64)
+            if name not in columns:
+                columns[name] = torch.full((len(rows), *values.shape), -1, dtype=torch.int64)
+            columns[name][row] = values
+    return columns
+
+
+class ShardClips:
+    """A ``ClipSource`` that decodes clips from WebDataset shards.
+
+    A clip that cannot be used keeps its index: its pixels are 0, its weight is 0, and it is reported
+    once in the log and kept in ``holes``.
+
+    Args:
+        path: folder of ``*.tar``.
+        frames: taken from the head of each clip.
+        height_px: of every clip.
+        width_px: of every clip.
+
+    Raises:
+        ValueError: no shards, a shard without samples, or not one usable clip.
+    """
+
+    def __init__(self, path: str, frames: int, height_px: int, width_px: int) -> None:
+        self.video = VideoShape(frames, height_px, width_px)
+        self.folder = TarFolder(Path(path), inspect_clip)
+        self.holes: dict[int, str] = {}
+        for index, sample in enumerate(self.folder.samples):
+            problem = sample.facts["problem"]
+            if problem is None and sample.facts["frames"] < frames:
+                problem = f"the clip is too short: {sample.facts['frames']} frames, expected {frames}"
+            if problem is not None:
+                self._report(index, problem)
+        if len(self.holes) == len(self):
+            raise ValueError(f"none of the {len(self)} samples in {path} can be used; first: {self.holes[0]}")
+        if self.holes:
+            logger.warning("%d of %d clips in %s are holes of weight 0", len(self.holes), len(self), path)
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def fingerprint(self) -> str:
+        """Changes with any byte of any shard and with the size of the clips."""
+        return f"{self.folder.fingerprint}-{self.video.frames}x{self.video.height_px}x{self.video.width_px}"
+
+    def _report(self, index: int, problem: str) -> None:
+        if index not in self.holes:
+            self.holes[index] = problem
+            logger.warning("clip %d (%s) is a hole: %s", index, self.folder.samples[index].key, problem)
+
+    def _load(self, index: int) -> tuple[Tensor, dict[str, Any]] | None:
+        """(3, F, H, W) uint8 and the json of a clip, or None for a hole."""
+        if index in self.holes:
+            return None
+        try:
+            members = self.folder.read(index)
+            return decode_clip(members["mp4"], self.video), parse_caption(members["json"])
+        except BadClip as error:
+            self._report(index, str(error))
+            return None
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The clips of ``indices``; holes have weight 0."""
+        loaded = [self._load(int(i)) for i in indices]
+        video = torch.zeros(len(loaded), 3, self.video.frames, self.video.height_px, self.video.width_px)
+        for row, clip in enumerate(loaded):
+            if clip is not None:
+                video[row] = to_float(clip[0])
+        index = torch.tensor(list(indices), dtype=torch.int64)
+        return Batch(
+            index=index,
+            ordinals=index,
+            weight=torch.tensor([0.0 if clip is None else 1.0 for clip in loaded]),
+            captions=tuple(HOLE_CAPTION if clip is None else clip[1]["caption"] for clip in loaded),
+            video=video,
+            attributes=collate_attributes([None if c is None else c[1].get("attributes") for c in loaded]),
+        )

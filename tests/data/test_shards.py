@@ -1,0 +1,169 @@
+"""Shards by global index: what the world would read, what is refused, what becomes a hole."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import webdataset
+
+from sana_train.data.prepare import render_shards
+from sana_train.data.shards import HOLE_CAPTION, ShardClips
+from sana_train.data.tars import index_path
+from sana_train.data.video import encode_clip
+
+
+def write_tar(path: Path, samples: Mapping[str, Mapping[str, bytes]]) -> None:
+    """A tar as anyone would write it: with Python's tarfile and no index."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for key, members in samples.items():
+            for extension, data in members.items():
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+def good_sample(squares: Any, index: int) -> dict[str, bytes]:
+    caption = json.dumps({"caption": squares.caption(index)}).encode()
+    return {"mp4": encode_clip(squares.clip(index), fps=8), "json": caption}
+
+
+def open_clips(folder: Path) -> ShardClips:
+    return ShardClips(str(folder), frames=9, height_px=32, width_px=32)
+
+
+@pytest.fixture
+def rendered(squares: Any, tmp_path: Path) -> Path:
+    return render_shards(squares, tmp_path / "clips", clips_per_shard=4)
+
+
+def test_any_index_gives_its_own_clip(squares: Any, rendered: Path) -> None:
+    clips = open_clips(rendered)
+    assert len(clips) == 10
+    indices = [9, 0, 4, 4, 3]
+    batch, truth = clips.batch(indices), squares.batch(indices)
+    assert batch.captions == truth.captions
+    assert batch.weight.tolist() == [1] * 5
+    assert batch.video is not None
+    assert (batch.video - truth.video).abs().mean() < 0.02
+    for name, value in truth.attributes.items():
+        assert torch.equal(batch.attributes[name], value)
+    assert not clips.holes
+
+
+def test_order_is_that_of_webdataset(rendered: Path) -> None:
+    pattern = str(rendered / "shard-{000000..000002}.tar")
+    dataset = webdataset.WebDataset(pattern, shardshuffle=False, empty_check=False)
+    clips = open_clips(rendered)
+    sequential = list(dataset)
+    assert [sample["__key__"] for sample in sequential] == [sample.key for sample in clips.folder.samples]
+    for index, sample in enumerate(sequential):
+        assert clips.folder.read(index) == {"mp4": sample["mp4"], "json": sample["json"]}
+
+
+def test_samples_survive_workers(rendered: Path) -> None:
+    clips = open_clips(rendered)
+    here = clips.batch([1, 8]).video
+    loader = torch.utils.data.DataLoader([[1, 8]], batch_size=None, collate_fn=clips.batch, num_workers=1)
+    assert torch.equal(next(iter(loader)).video, here)
+
+
+def test_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no \*\.tar shards"):
+        open_clips(tmp_path)
+
+
+def test_shard_without_samples_is_refused(squares: Any, tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"x": good_sample(squares, 0)})
+    write_tar(tmp_path / "b.tar", {})
+    with pytest.raises(ValueError, match=r"b\.tar holds no samples"):
+        open_clips(tmp_path)
+
+
+def test_truncated_tar_is_refused(rendered: Path) -> None:
+    shard = rendered / "shard-000001.tar"
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    with pytest.raises(ValueError, match=r"shard-000001\.tar is not a readable tar"):
+        open_clips(rendered)
+
+
+def test_bad_clips_are_reported_holes_and_shift_nothing(
+    squares: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    samples = {f"{index:03d}": good_sample(squares, index) for index in range(8)}
+    samples["001"]["mp4"] = samples["001"]["mp4"][: len(samples["001"]["mp4"]) // 2]
+    samples["002"]["json"] = json.dumps({"attributes": {}}).encode()
+    samples["003"]["mp4"] = encode_clip(squares.clip(3)[:, :5], fps=8)
+    samples["004"]["mp4"] = encode_clip(squares.clip(4)[:, :, :, :16], fps=8)
+    samples["005"]["json"] = b"{not json"
+    del samples["006"]["mp4"]
+    write_tar(tmp_path / "a.tar", samples)
+    with caplog.at_level(logging.WARNING):
+        clips = open_clips(tmp_path)
+        batch = clips.batch(range(8))
+        clips.batch(range(8))
+    reasons = ["truncated", "no caption", "too short: 5 frames, expected 9", "32x16 px", "parsed", "no .mp4"]
+    assert sorted(clips.holes) == [1, 2, 3, 4, 5, 6]
+    for index, reason in enumerate(reasons, start=1):
+        assert reason in clips.holes[index]
+        told = [record for record in caplog.messages if f"clip {index} (00{index}) is a hole" in record]
+        assert len(told) == 1
+        assert reason in told[0]
+    assert batch.weight.tolist() == [1, 0, 0, 0, 0, 0, 0, 1]
+    assert batch.video is not None
+    assert batch.video[1:7].abs().max() == 0
+    assert (batch.video[7] - squares.clip(7)).abs().mean() < 0.02
+    assert batch.captions == (squares.caption(0), *[HOLE_CAPTION] * 6, squares.caption(7))
+
+
+def test_shards_of_holes_only_are_refused(squares: Any, tmp_path: Path) -> None:
+    mp4 = good_sample(squares, 0)["mp4"]
+    write_tar(tmp_path / "a.tar", {f"{i}": {"mp4": mp4, "json": b"{}"} for i in range(3)})
+    with pytest.raises(ValueError, match=r"none of the 3 samples .* first: the json has no caption"):
+        open_clips(tmp_path)
+
+
+def test_missing_index_is_built_once(squares: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_tar(tmp_path / "a.tar", {"x": good_sample(squares, 0), "z": good_sample(squares, 1)})
+    with caplog.at_level(logging.WARNING):
+        open_clips(tmp_path)
+    assert "has no index" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        open_clips(tmp_path)
+    assert not caplog.messages
+
+
+def test_stale_index_is_rebuilt(squares: Any, rendered: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fingerprint = open_clips(rendered).fingerprint()
+    shard = rendered / "shard-000000.tar"
+    size = shard.stat().st_size
+    write_tar(shard, {"new": good_sample(squares, 7)})
+    os.truncate(shard, size)  # tars are padded, so a stale one often has the size of the new one
+    later = index_path(shard).stat().st_mtime + 10
+    os.utime(shard, (later, later))
+    with caplog.at_level(logging.WARNING):
+        clips = open_clips(rendered)
+    assert "another tar" in caplog.text
+    assert len(clips) == 7
+    assert clips.batch([0]).captions == (squares.caption(7),)
+    assert clips.fingerprint() != fingerprint
+
+
+def test_damaged_index_is_rebuilt(rendered: Path) -> None:
+    index_path(rendered / "shard-000000.tar").write_text('{"version": 1, "num')
+    assert len(open_clips(rendered)) == 10
+
+
+def test_scratch_of_a_writer_at_work_is_no_shard(rendered: Path) -> None:
+    (rendered / ".shard-000003.77.tar").write_bytes(b"half a tar")
+    assert len(open_clips(rendered)) == 10
