@@ -59,7 +59,7 @@ class Levels:
         arrays = load_arrays(path)
         notes = json.loads(str(arrays.pop("notes")))
         levels = cls(chance=notes["chance"], captions=notes["captions"])
-        count = len(levels.captions)
+        count = None
         if captions is not None:
             count = len(captions)
             if levels.captions[:count] != captions:

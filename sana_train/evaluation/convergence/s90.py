@@ -70,14 +70,14 @@ class S90:
     high: float
 
     def text(self, last_step: float) -> str:
-        """E.g. ``312 [287, 341]``, ``not reached`` or ``8120 [7400, > 10000]``."""
+        """E.g. ``312 [287, 341]``, ``8120 [7400, >10000]`` or ``not reached``."""
         if math.isinf(self.median):
-            return f"not reached by {last_step:,.0f}"
+            return "not reached"
 
         def bound(value: float) -> str:
-            return f"> {last_step:,.0f}" if math.isinf(value) else f"{value:,.0f}"
+            return f">{last_step:.0f}" if math.isinf(value) else f"{value:.0f}"
 
-        return f"{self.median:,.0f} [{bound(self.low)}, {bound(self.high)}]"
+        return f"{self.median:.0f} [{bound(self.low)}, {bound(self.high)}]"
 
 
 def steps_to_recovery(
