@@ -23,14 +23,24 @@ from sana_train.cli.run_id import require_same_run, run_id
 from sana_train.cli.schema import ConfigError, nearest_key, valid_keys
 from sana_train.cli.weights import MissingWeightsError, require_weights
 
-_INFORM_ONLY = ("--help", "-h", "--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc")
+_INFORM_ONLY = {
+    "--help",
+    "-h",
+    "--hydra-help",
+    "--version",
+    "--info",
+    "-i",
+    "--cfg",
+    "-c",
+    "--shell-completion",
+}
 
 
 def preflight(config_name: str, arguments: Sequence[str]) -> None:
     """Exit with one message that names every mistake of the command line, if there is one."""
-    if any(argument.split("=")[0] in _INFORM_ONLY for argument in arguments):
+    if _INFORM_ONLY & {argument.split("=")[0] for argument in arguments}:
         return
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    overrides = [a for a in arguments if not a.startswith("-") and ("=" in a or a.startswith("~"))]
     try:
         cfg = check_overrides(overrides, config_name)
         require_weights(load(cfg))
