@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from sana_train.data.world.scene import BACKGROUNDS, COLOURS, FREQUENCIES, MOTIONS, RELATIONS, SHAPES, TEXTURES, Scenes
+from sana_train.data.world.scene import (
+    BACKGROUNDS,
+    COLOURS,
+    FREQUENCIES,
+    MOTIONS,
+    RELATIONS,
+    SHAPES,
+    TEXTURES,
+    Scenes,
+)
 
 _NUMBERS = ("no objects", "one object", "two objects", "three objects")
 _ADJECTIVE = ("plain", "striped", "checkered", "speckled", "shaded")
 _NOUN = ("no pattern", "stripes", "checks", "speckles", "shading")
+_BEFORE = (
+    "still", "left drifting", "right drifting", "up drifting", "down drifting",
+    "bouncing", "orbiting", "growing", "shrinking", "",
+)  # fmt: skip
 _FINITE = (
     "stays still", "drifts left", "drifts right", "drifts up", "drifts down",
     "bounces", "orbits", "grows", "shrinks", "follows the {leader}",
@@ -29,6 +44,7 @@ class _Object:
     colour: str
     adjective: str  # with its frequency, where it has one
     noun: str
+    before: str  # the motion, where it can stand before the noun
     finite: str
     participle: str
 
@@ -48,7 +64,7 @@ def captions(scenes: Scenes, phrasing: int | None = None) -> tuple[str, ...]:
     return tuple(result)
 
 
-def _objects(scene: dict) -> list[_Object]:
+def _objects(scene: dict[str, Any]) -> list[_Object]:
     """The scene's objects in the order of mention."""
     objects = []
     for slot in scene["mention"][: scene["count"]]:
@@ -62,6 +78,7 @@ def _objects(scene: dict) -> list[_Object]:
                 colour=COLOURS[scene["colour"][slot]],
                 adjective=prefix + _ADJECTIVE[texture],
                 noun=prefix + _NOUN[texture],
+                before=_BEFORE[motion],
                 finite=_FINITE[motion].format(leader=leader),
                 participle=_PARTICIPLE[motion].format(leader=leader),
             )
@@ -69,7 +86,7 @@ def _objects(scene: dict) -> list[_Object]:
     return objects
 
 
-def _relation(scene: dict, inverse: bool) -> str:
+def _relation(scene: dict[str, Any], inverse: bool) -> str:
     """'the circle is left of the square' or, inverse, 'the square is right of the circle'."""
     if scene["count"] < 2:
         return ""
@@ -87,34 +104,43 @@ def _sentences(*parts: str) -> str:
     return ". ".join(part for part in parts if part) + "."
 
 
-def _adjectives_first(scene: dict) -> str:
-    objects = [f"a {o.adjective} {o.colour} {o.shape} {o.finite}" for o in _objects(scene)]
+def _article(words: str) -> str:
+    return f"an {words}" if words[0] in "aeiou" else f"a {words}"
+
+
+def _plainly(scene: dict[str, Any]) -> str:
+    objects = [_article(f"{o.adjective} {o.colour} {o.shape} {o.finite}") for o in _objects(scene)]
     background = f"{BACKGROUNDS[scene['background']]} background"
     return _sentences(_NUMBERS[scene["count"]], _join(objects), _relation(scene, False), background)
 
 
-def _background_first(scene: dict) -> str:
-    objects = [f"a {o.adjective} {o.colour} {o.shape} {o.participle}" for o in _objects(scene)]
+def _background_first(scene: dict[str, Any]) -> str:
+    objects = [_article(f"{o.adjective} {o.colour} {o.shape} {o.participle}") for o in _objects(scene)]
     opening = f"{_NUMBERS[scene['count']]} on a {BACKGROUNDS[scene['background']]} background"
     return _sentences(opening, _join(objects), _relation(scene, True))
 
 
-def _pattern_after(scene: dict) -> str:
+def _texture_after(scene: dict[str, Any]) -> str:
     objects = [f"{o.colour} {o.shape} with {o.noun} {o.participle}" for o in _objects(scene)]
     background = f"{BACKGROUNDS[scene['background']]} backdrop"
     return _sentences(background, _relation(scene, True), f"{_NUMBERS[scene['count']]}: {_join(objects)}")
 
 
-def _relation_first(scene: dict) -> str:
-    objects = [f"the {o.shape} is {o.colour} and {o.adjective} and {o.finite}" for o in _objects(scene)]
+def _relation_first(scene: dict[str, Any]) -> str:
+    objects = [f"the {o.adjective} {o.colour} {o.shape} {o.finite}" for o in _objects(scene)]
     background = f"{BACKGROUNDS[scene['background']]} backdrop"
-    return _sentences(_relation(scene, False), ", ".join(objects), f"{_NUMBERS[scene['count']]}, {background}")
+    return _sentences(_relation(scene, False), _join(objects), f"{_NUMBERS[scene['count']]}, {background}")
 
 
-def _motion_first(scene: dict) -> str:
-    objects = [f"{o.participle}: a {o.colour} {o.adjective} {o.shape}" for o in _objects(scene)]
-    background = f"{BACKGROUNDS[scene['background']]} background"
-    return _sentences(", ".join(objects), f"{_NUMBERS[scene['count']]} in front of a {background}", _relation(scene, True))
+def _motion_first(scene: dict[str, Any]) -> str:
+    objects = [
+        _article(" ".join(filter(None, (o.before, o.adjective, o.colour, o.shape, "" if o.before else o.participle))))
+        for o in _objects(scene)
+    ]
+    opening = f"{BACKGROUNDS[scene['background']]} background with {_NUMBERS[scene['count']]}"
+    return _sentences(opening, _join(objects), _relation(scene, False))
 
 
-_PATTERNS = (_adjectives_first, _background_first, _pattern_after, _relation_first, _motion_first)
+_PATTERNS: tuple[Callable[[dict[str, Any]], str], ...] = (
+    _plainly, _background_first, _texture_after, _relation_first, _motion_first,
+)  # fmt: skip

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import torch
 
@@ -11,6 +14,8 @@ from sana_train.data.world.render import render
 from sana_train.data.world.sampling import Split, sample_scenes
 from sana_train.data.world.scene import Scenes, WorldSpec
 from sana_train.types import Batch
+
+_VERSION = 1  # part of the fingerprint; raise it when the same arguments give other clips
 
 
 class WorldClips:
@@ -46,6 +51,11 @@ class WorldClips:
 
     def __len__(self) -> int:
         return self.num_clips
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits of everything the clips depend on."""
+        parts = (_VERSION, self.split, self.num_clips, self.seed, self.frames, self.size_px, asdict(self.spec))
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def scenes(self, indices: Sequence[int]) -> Scenes:
         """The scenes behind the clips.

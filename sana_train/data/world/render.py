@@ -6,7 +6,7 @@ Legend: B scenes, O object slots, F frames, n objects of a group, w window side,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from einops import rearrange
@@ -54,7 +54,7 @@ def _render(scenes: Scenes, frames: int, size_px: int, device: torch.device, fla
         part = scenes[slice(start, start + chunk)]
         painter = _Painter(part, frames, size_px, device)
         painted = painter.mask() if mask else painter.paint(flatten)
-        out[start : start + chunk] = rearrange(painted, "b f h w c -> b c f h w")
+        out[start : start + chunk] = rearrange(painted, "c b f h w -> b c f h w")
     return out
 
 
@@ -72,29 +72,30 @@ class _Painter:
         self.periods = torch.tensor([*scenes.spec.periods_px, 1.0], device=device)  # [-1]: no period
 
     def paint(self, flatten: bool) -> Tensor:
-        """(B, F, H, W, 3) in [-1, 1]."""
+        """(3, B, F, H, W) in [-1, 1]."""
         canvas = self._backdrop()
         for rows, slots in self._layers():
             index, distance, dx, dy = self._window(rows, slots)
-            colour = self._surface(rows, slots, dx, dy, flatten)
-            inside = self._coverage(distance + _OUTLINE_PX)[..., None]
+            light, dark = self._tones(rows, slots)
+            value = 0.5 if flatten else self._texture(rows, slots, dx, dy)
             edge = 0.3 * self._base_colour(rows, slots)
-            colour = edge + inside * (colour - edge)
-            self._blend(canvas, index, colour, self._coverage(distance)[..., None])
-        start, end = (self._backdrop_column(name)[..., None] for name in ("light0", "light1"))
-        time = torch.linspace(0, 1, self.frames, device=self.device).view(1, -1, 1, 1, 1)
-        return canvas * (start + (end - start) * time) * 2 - 1
+            inside = self._coverage(distance + _OUTLINE_PX)
+            colour = edge + inside * ((dark - edge) + value * (light - dark))
+            self._blend(canvas, index, colour, self._coverage(distance))
+        start, end = self._backdrop_column("light0"), self._backdrop_column("light1")
+        time = torch.linspace(0, 1, self.frames, device=self.device).view(1, -1, 1, 1)
+        return canvas.mul_(2 * (start + (end - start) * time)).sub_(1)
 
     def mask(self) -> Tensor:
-        """(B, F, H, W, 1) in [0, 1]."""
-        shape = (len(self.scenes), self.frames, self.size_px, self.size_px, 1)
+        """(1, B, F, H, W) in [0, 1]."""
+        shape = (1, len(self.scenes), self.frames, self.size_px, self.size_px)
         canvas = torch.zeros(shape, device=self.device)
         plain = TEXTURES.index("plain")
         for rows, slots in self._layers():
             index, distance, _, _ = self._window(rows, slots)
             textured = (self.scenes.texture[rows, slots] != plain).float().to(self.device)
             inside = self._coverage(distance + _OUTLINE_PX) * textured.view(-1, 1, 1, 1)
-            self._blend(canvas, index, inside[..., None], self._coverage(distance)[..., None])
+            self._blend(canvas, index, inside[None], self._coverage(distance))
         return canvas
 
     def _layers(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -128,35 +129,31 @@ class _Painter:
         )
         return index, distance * radius, dx, dy
 
-    def _surface(self, rows: Tensor, slots: Tensor, dx: Tensor, dy: Tensor, flatten: bool) -> Tensor:
-        """(n, F, w, w, 3) colour of the objects' insides."""
+    def _texture(self, rows: Tensor, slots: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
+        """(n, F, w, w) in [0, 1]: from a texture's dark to its light tone."""
         scenes = self.scenes
-        kinds = scenes.texture[rows, slots]
-        frequency = scenes.frequency[rows, slots].to(self.device)
-        period = self.periods[frequency].view(-1, 1, 1, 1)
-        variant = (scenes.variant[rows, slots] % scenes.spec.num_noise_fields).to(self.device).view(-1, 1, 1, 1)
+        period = self.periods[scenes.frequency[rows, slots].to(self.device)].view(-1, 1, 1, 1)
+        variant = (scenes.variant[rows, slots] % scenes.spec.num_looks).to(self.device).view(-1, 1, 1, 1)
         radius = self._take(self.radius, rows, slots)[..., None, None]
-        plain, gradient = TEXTURES.index("plain"), TEXTURES.index("gradient")
 
         def field(kind: int, which: Tensor) -> Tensor:
             return textures(kind, dx[which], dy[which], radius[which], period[which], variant[which])
 
-        value = torch.full_like(dx, 0.5) if flatten else self._by_class(kinds, len(TEXTURES), field, dx)
+        return self._by_class(scenes.texture[rows, slots], len(TEXTURES), field, dx)
+
+    def _tones(self, rows: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Light and dark tone (3, n, 1, 1, 1) around an object's colour; equal if it is plain."""
         base = self._base_colour(rows, slots)
-        # a texture's tones lie around the colour; the gradient reaches further than the others
-        kinds = kinds.to(self.device).view(-1, 1, 1, 1, 1)
-        contrast = scenes.spec.texture_contrast * (kinds != plain)
-        reach = torch.where(kinds == gradient, 1.25, 1.0)
-        light = base + (1 - base) * 0.5 * contrast * reach
-        dark = base * (1 - 0.5 * contrast * reach)
-        return dark + value[..., None] * (light - dark)
+        textured = (self.scenes.texture[rows, slots] != TEXTURES.index("plain")).float().to(self.device)
+        contrast = 0.5 * self.scenes.spec.texture_contrast * textured.view(1, -1, 1, 1, 1)
+        return base + (1 - base) * contrast, base * (1 - contrast)
 
     def _base_colour(self, rows: Tensor, slots: Tensor) -> Tensor:
-        rgb = torch.tensor(COLOUR_RGB, dtype=torch.float32) / 255
-        return rgb[self.scenes.colour[rows, slots]].to(self.device)[:, None, None, None]
+        rgb = torch.tensor(COLOUR_RGB, dtype=torch.float32).T / 255
+        return rgb[:, self.scenes.colour[rows, slots]].to(self.device)[..., None, None, None]
 
     def _backdrop(self) -> Tensor:
-        """(B, F, H, W, 3) in [0, 1]."""
+        """(3, B, F, H, W) in [0, 1]."""
         pixel = (torch.arange(self.size_px, device=self.device) + 0.5) / self.scale
         time = torch.arange(self.frames, device=self.device).view(1, -1, 1, 1)
         x = pixel.view(1, 1, 1, -1) + self._backdrop_column("pan") * time  # (B, F, 1, W)
@@ -171,8 +168,9 @@ class _Painter:
         )
         palette = torch.tensor(PALETTE_RGB, dtype=torch.float32) / 255  # (palettes, 2, 3)
         tones = palette[self.scenes.backdrop[:, BACKDROP.index("palette")].long()].to(self.device)
-        first, second = tones[:, 0, None, None, None], tones[:, 1, None, None, None]
-        return first + mix[..., None] * (second - first)
+        first, second = rearrange(tones, "b two c -> two c b 1 1 1")
+        canvas = torch.empty(3, *mix.shape, device=self.device)
+        return torch.addcmul(first, mix[None], second - first, out=canvas)
 
     def _backdrop_column(self, name: str) -> Tensor:
         return self.scenes.backdrop[:, BACKDROP.index(name)].to(self.device).view(-1, 1, 1, 1)
@@ -180,7 +178,9 @@ class _Painter:
     def _take(self, value: Tensor, rows: Tensor, slots: Tensor) -> Tensor:
         return value[rows.to(self.device), slots.to(self.device)]
 
-    def _by_class(self, kinds: Tensor, num_kinds: int, function, like: Tensor) -> Tensor:
+    def _by_class(
+        self, kinds: Tensor, num_kinds: int, function: Callable[[int, Tensor], Tensor], like: Tensor
+    ) -> Tensor:
         """Fill a tensor shaped as ``like`` group by group, so each formula sees only its own rows."""
         out = torch.empty(like.shape, device=self.device)
         for kind in range(num_kinds):
@@ -196,8 +196,7 @@ class _Painter:
 
     @staticmethod
     def _blend(canvas: Tensor, index: Tensor, colour: Tensor, alpha: Tensor) -> None:
-        flat = canvas.view(-1, canvas.shape[-1])
+        flat = canvas.view(len(canvas), -1)
         index = index.flatten()
-        under = flat[index]
-        colour, alpha = colour.flatten(0, -2), alpha.flatten(0, -2)
-        flat[index] = under + alpha * (colour - under)
+        under = flat[:, index]
+        flat[:, index] = torch.lerp(under, colour.flatten(1), alpha.flatten())

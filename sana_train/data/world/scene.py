@@ -56,12 +56,13 @@ class WorldSpec:
         radius_max_px: largest radius in a scene of one object; each further object takes 2.5 px off.
         periods_px: texture periods of the fine, medium and coarse class.
         texture_contrast: 1 = full distance between a texture's two tones, 0 = none.
-        num_noise_fields: how many fixed noise textures there are per frequency.
+        num_looks: equivalent looks of a texture: stripe directions (2 at most) and noise fields.
         speed_min_px: slowest drift per frame.
         speed_max_px: fastest drift per frame.
         pan_prob: share of scenes whose backdrop slides.
         light_prob: share of scenes that get darker or brighter over the clip.
-        num_layouts: layouts tried per scene; the one that is clearest is taken.
+        layout_rounds: how often an object may be moved to make a scene clearer (covered objects,
+            ambiguous relations).
         num_phrasings: how many caption patterns are used, at most 5.
         holdout_seed: chooses the attribute pairs that only held-out scenes show.
     """
@@ -71,19 +72,19 @@ class WorldSpec:
     radius_max_px: float = 26.0
     periods_px: list[float] = field(default_factory=lambda: [6.0, 10.0, 17.0])
     texture_contrast: float = 1.0
-    num_noise_fields: int = 2
+    num_looks: int = 2
     speed_min_px: float = 2.4
     speed_max_px: float = 3.4
     pan_prob: float = 0.25
     light_prob: float = 0.25
-    num_layouts: int = 48
+    layout_rounds: int = 18
     num_phrasings: int = 5
     holdout_seed: int = 0
 
     def __post_init__(self) -> None:
         if len(self.count_weights) != 3 or min(self.count_weights) < 0 or not any(self.count_weights):
             raise ValueError(
-                f"count_weights={self.count_weights}: expected 3 weights >= 0 for scenes of 1, 2 and 3 objects"
+                f"count_weights={self.count_weights}: expected 3 weights >= 0, for scenes of 1, 2, 3 objects"
             )
         if len(self.periods_px) != len(FREQUENCIES):
             raise ValueError(f"periods_px={self.periods_px}: expected {len(FREQUENCIES)}, from fine to coarse")
@@ -94,8 +95,8 @@ class WorldSpec:
             )
         if not 1 <= self.num_phrasings <= 5:
             raise ValueError(f"num_phrasings={self.num_phrasings}: expected 1 to 5")
-        if self.num_layouts < 1 or self.num_noise_fields < 1:
-            raise ValueError("num_layouts and num_noise_fields must be at least 1")
+        if not 1 <= self.num_looks <= 16:
+            raise ValueError(f"num_looks={self.num_looks}: expected 1 to 16")
 
 
 @dataclass(frozen=True)

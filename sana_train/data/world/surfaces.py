@@ -29,6 +29,7 @@ PALETTE_RGB = (
     ((224, 232, 234), (166, 182, 188)),
 )
 _WAVES = 8
+_MAX_LOOKS = 16
 
 
 def textures(kind: int, dx: Tensor, dy: Tensor, radius: Tensor, period: Tensor, variant: Tensor) -> Tensor:
@@ -54,20 +55,19 @@ def _soft(wave: Tensor) -> Tensor:
     return 0.5 + 0.5 * wave.clamp(-1.0, 1.0)
 
 
-@lru_cache(maxsize=8)
-def _wave_table(num_fields: int) -> Tensor:
-    """(fields, waves, 3) cos and sin of direction (scaled by relative frequency), phase."""
-    rng = SampleRng(0, torch.arange(num_fields))
+@lru_cache(maxsize=1)
+def _wave_table() -> Tensor:
+    """(looks, waves, 3): wave vector in units of the texture's frequency, and phase."""
+    rng = SampleRng(0, torch.arange(_MAX_LOOKS))
     u = rng.uniform("noise_texture", (_WAVES, 3))
-    spread = (torch.arange(_WAVES) + u[..., 0]) * (math.pi / _WAVES)  # directions all round
+    direction = (torch.arange(_WAVES) + u[..., 0]) * (math.pi / _WAVES)  # all round
     relative = 0.88 + 0.24 * u[..., 1]
-    return torch.stack([relative * spread.cos(), relative * spread.sin(), 2 * math.pi * u[..., 2]], dim=-1)
+    return torch.stack([relative * direction.cos(), relative * direction.sin(), 2 * math.pi * u[..., 2]], dim=-1)
 
 
 def _noise(dx: Tensor, dy: Tensor, period: Tensor, variant: Tensor) -> Tensor:
     """Band-limited noise: plane waves of nearly one wavelength in all directions."""
-    num_fields = int(variant.max()) + 1 if variant.device.type == "cpu" else 64
-    table = _wave_table(max(num_fields, 64)).to(dx.device)[variant.flatten()]  # (n, waves, 3)
+    table = _wave_table().to(dx.device)[variant.flatten()]  # (n, waves, 3)
     total = torch.zeros_like(dx)
     for wave in range(_WAVES):
         kx, ky, phase = (value[:, None, None, None] for value in table[:, wave].unbind(-1))
