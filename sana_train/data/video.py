@@ -7,6 +7,8 @@ colours with it. For a browser, which plays 4:2:0 only, encode with ``pixel_form
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,6 +19,7 @@ from torch import Tensor
 from sana_train.types import VideoShape
 
 if TYPE_CHECKING:
+    from av import VideoFrame
     from av.video.stream import VideoStream
 
 
@@ -61,10 +64,18 @@ def encode_clip(
         stream: Any = container.add_stream("libx264", rate=fps, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pixel_format
+        convert = _converter(pixel_format)
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode(convert(av.VideoFrame.from_ndarray(frame, format="rgb24"))))
         container.mux(stream.encode())
     return buffer.getvalue()
+
+
+def _converter(pixel_format: str) -> Callable[[VideoFrame], VideoFrame]:
+    """Frames to ``pixel_format``, with one scaler for all and no threads: half the time on small clips."""
+    from av.video.reformatter import VideoReformatter
+
+    return partial(VideoReformatter().reformat, format=pixel_format, threads=1)
 
 
 def _open_stream(container: Any) -> VideoStream:
@@ -99,12 +110,14 @@ def decode_clip(data: bytes, video: VideoShape) -> Tensor:
         BadClip: unreadable, truncated, too short or of another size.
     """
     import av
+    from av.container import InputContainer
 
     frames: list[np.ndarray] = []
     try:
         with av.open(io.BytesIO(data)) as container:
+            assert isinstance(container, InputContainer)
             stream = _open_stream(container)
-            declared = int(stream.frames)
+            declared, convert = int(stream.frames), _converter("rgb24")
             if (stream.height, stream.width) != (video.height_px, video.width_px):
                 raise BadClip(
                     f"the clip is {stream.height}x{stream.width} px, expected "
@@ -113,7 +126,7 @@ def decode_clip(data: bytes, video: VideoShape) -> Tensor:
             for frame in container.decode(stream):
                 if frame.is_corrupt:  # the decoder fills what is missing with a guess
                     raise BadClip(f"frame {len(frames)} of the mp4 is damaged")
-                frames.append(frame.to_ndarray(format="rgb24"))
+                frames.append(convert(frame).to_ndarray())
                 if len(frames) == video.frames:
                     break
     except (av.FFmpegError, OSError) as error:

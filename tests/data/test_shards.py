@@ -18,7 +18,7 @@ import webdataset
 from sana_train.data.prepare import render_shards
 from sana_train.data.shards import HOLE_CAPTION, ShardClips
 from sana_train.data.tars import index_path
-from sana_train.data.video import encode_clip
+from sana_train.data.video import decode_clip, encode_clip, to_float
 
 
 def write_tar(path: Path, samples: Mapping[str, Mapping[str, bytes]]) -> None:
@@ -55,6 +55,8 @@ def test_any_index_gives_its_own_clip(squares: Any, rendered: Path) -> None:
     assert batch.weight.tolist() == [1] * 5
     assert batch.video is not None
     assert (batch.video - truth.video).abs().mean() < 0.02
+    pixels = decode_clip(clips.folder.read(9)["mp4"], clips.video)
+    assert torch.allclose(batch.video[0], to_float(pixels), atol=1e-6)
     for name, value in truth.attributes.items():
         assert torch.equal(batch.attributes[name], value)
     assert not clips.holes
