@@ -112,8 +112,8 @@ def choose_lr(points: Sequence[SweepPoint]) -> SweepPoint:
     return min(points, key=lambda point: (point.s90, -point.final_recovery))
 
 
-def s90_table(record: Record) -> str:
-    """S90 with intervals per arm: median over seeds [95 % bootstrap over seeds and clips]."""
+def s90_rows(record: Record) -> list[list[str]]:
+    """S90 per arm, the head first: median over seeds [95 % bootstrap over seeds and clips]."""
     headlines = SAMPLE_HEADLINES if record.has_samples else ("loss_high", "loss_low")
     rows = [["arm", "lr", "seeds", *(TITLES[name] for name in headlines)]]
     for arm in record.arms:
@@ -121,7 +121,11 @@ def s90_table(record: Record) -> str:
         lrs = "/".join(f"{lr:g}" for lr in sorted({run.lr for run in runs}))
         cells = [record.s90(arm, name).text(record.last_step) for name in headlines]
         rows.append([arm, lrs, str(len(runs)), *cells])
-    return markdown_table(rows)
+    return rows
+
+
+def s90_table(record: Record) -> str:
+    return markdown_table(s90_rows(record))
 
 
 def gate_table(record: Record) -> str:

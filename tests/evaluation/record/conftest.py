@@ -59,6 +59,8 @@ def write_run_dir(folder: Path, s90s: tuple[float, ...], seed: int, grid: list[i
         }
         save_arrays(folder / "clips" / f"step_{step:06d}.npz", dict(clips))
         means = {metric: float(values.mean()) for metric, values in clips.items()}
+        means["heldout/sigma_0.9"] = means["heldout/loss_high"]
+        means["heldout/sigma_0.2"] = means["heldout/loss_low"]
         means["heldout/loss"] = (means["heldout/loss_high"] + means["heldout/loss_low"]) / 2
         lines += [{"step": step, "train/loss": 1.0}, {"step": step, **means}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
