@@ -155,11 +155,13 @@ class LatentClips:
         if record is None or record.get("format") != _FORMAT:
             found = "no such file" if record is None else f"format {record.get('format')!r}"
             raise ValueError(f"{path} holds no latent shards: {SPEC_NAME}: {found}, expected {_FORMAT!r}")
-        for kind, wanted in (("autoencoder", autoencoder_fingerprint), ("text", text_fingerprint)):
-            made_by = record[f"{kind}_fingerprint"]
-            if made_by != wanted:
+        for part, key, wanted in (
+            ("autoencoder", "autoencoder_fingerprint", autoencoder_fingerprint),
+            ("text encoder", "text_fingerprint", text_fingerprint),
+        ):
+            if record[key] != wanted:
                 raise ValueError(
-                    f"the latents in {path} were made by the {kind} {made_by!r}, this run uses {wanted!r}; "
+                    f"the latents in {path} were made by the {part} {record[key]!r}, this run uses {wanted!r}; "
                     "encode the clips again into another folder, or use the one that made these"
                 )
         self.record = record

@@ -66,7 +66,7 @@ def test_cache_of_another_autoencoder_is_refused(cache: Path) -> None:
 
 
 def test_cache_of_another_text_encoder_is_refused(cache: Path) -> None:
-    with pytest.raises(ValueError, match=r"by the text 'word-hashes', this run uses 'gemma'"):
+    with pytest.raises(ValueError, match=r"by the text encoder 'word-hashes', this run uses 'gemma'"):
         LatentClips(cache, "block-means-1.0", "gemma")
 
 
