@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
+from torch import Tensor
 
 from sana_train.data.world.captions import captions
-from sana_train.data.world.render import render
+from sana_train.data.world.render import render, textured_mask
 from sana_train.data.world.sampling import Split, sample_scenes
 from sana_train.data.world.scene import Scenes, WorldSpec
 from sana_train.types import Batch
@@ -82,3 +83,9 @@ class WorldClips:
         ).to(self.device)
         batch.video = render(scenes, self.frames, self.size_px, self.device)
         return batch
+
+    def flattened(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The clips (B, 3, F, H, W) with each texture at its mean colour, and textured pixels (B, 1, F, H, W) bool."""
+        scenes = self.scenes(indices)
+        flat = render(scenes, self.frames, self.size_px, self.device, flatten_textures=True)
+        return flat, textured_mask(scenes, self.frames, self.size_px, self.device) > 0.5

@@ -1,0 +1,169 @@
+"""Training the reader on clips, on what autoencoders make of them, and on what shows nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sana_train.evaluation.reader import WorldReader
+from sana_train.evaluation.reader_net import ATTRIBUTES, NUM_FRAMES, ReaderNet, class_labels
+from sana_train.evaluation.reader_report import evaluate_reader
+from sana_train.protocols import Autoencoder, ClipSource
+from sana_train.types import Batch, VideoShape
+from sana_train.utils.files import publish_directory, write_json
+from sana_train.utils.rng import SampleRng
+
+
+class ClassifyTask:
+    """Cross-entropy of every attribute; clips without content are taught an even split.
+
+    A batch's first clips are reconstructed, its last ones are replaced by noise; as batches are drawn
+    at random, so are these.
+
+    Args:
+        model: the reader's network.
+        autoencoders: frozen; their reconstructions are read too. None: rendered clips only.
+        reconstructed_share: of a batch, divided among the autoencoders.
+        noise_share: of a batch.
+        max_noise_std: of the noise added to every clip.
+        max_blur: 1 lets a clip be blurred by a full 3x3 binomial kernel.
+        num_heldout_clips: held-out clips that the result is judged by.
+        compile_mode: ``torch.compile`` mode of the loss, or ``none``.
+    """
+
+    reads: Literal["pixels"] = "pixels"
+
+    def __init__(
+        self,
+        model: ReaderNet,
+        autoencoders: list[Autoencoder] | None,
+        reconstructed_share: float,
+        noise_share: float,
+        max_noise_std: float,
+        max_blur: float,
+        num_heldout_clips: int,
+        compile_mode: Literal["none", "default", "reduce-overhead"],
+    ) -> None:
+        if reconstructed_share < 0 or noise_share < 0 or reconstructed_share + noise_share > 1:
+            raise ValueError(
+                f"reconstructed_share={reconstructed_share} and noise_share={noise_share}: expected two "
+                "shares of a batch, at least 0 and together at most 1"
+            )
+        self.model: nn.Module = model
+        self.autoencoders: Sequence[Autoencoder] = autoencoders or ()
+        self.frozen = [each.requires_grad_(False).eval() for each in self.autoencoders if isinstance(each, nn.Module)]
+        self.reconstructed_share, self.noise_share = reconstructed_share, noise_share
+        self.max_noise_std, self.max_blur = max_noise_std, max_blur
+        self.num_heldout_clips = num_heldout_clips
+        self._losses: Callable[..., dict[str, Tensor]] = self._plain_losses
+        if compile_mode != "none":
+            self._losses = torch.compile(self._plain_losses, mode=compile_mode, dynamic=False)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"name": "all", "params": list(self.model.parameters())}]
+
+    def step(self, batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
+        """``loss`` and ``error_rate`` (wrong answers of all asked; 0 for noise), each (B,)."""
+        if batch.video is None or not batch.attributes:
+            raise ValueError("the reader trains on pixels with attributes; this batch lacks one of them")
+        with torch.no_grad():
+            num_noise = round(self.noise_share * len(batch))
+            frames = self._damage(self._reconstruct_some(batch.video), rng)
+            frames = self._noise_some(frames, batch.video.shape, num_noise, rng)
+        labels = class_labels(batch.attributes)
+        is_noise = torch.arange(len(batch), device=frames.device) >= len(batch) - num_noise
+        return self._losses(frames, labels, is_noise)
+
+    def _plain_losses(self, frames: Tensor, labels: dict[str, Tensor], is_noise: Tensor) -> dict[str, Tensor]:
+        logits = self.model(frames)
+        with torch.autocast(frames.device.type, enabled=False):
+            right, even, wrong = [], [], []
+            for name in ATTRIBUTES:
+                log_p = logits[name].float().log_softmax(dim=-1)
+                log_p, label = (log_p[:, None], labels[name][:, None]) if log_p.ndim == 2 else (log_p, labels[name])
+                applies = (label >= 0).float()
+                num = applies.sum(dim=1).clamp_min(1.0)
+                picked = log_p.gather(2, label.clamp_min(0)[..., None])[..., 0]
+                right.append(-(picked * applies).sum(dim=1) / num)
+                even.append(-log_p.mean(dim=(1, 2)))
+                wrong.append(((log_p.argmax(dim=-1) != label) * applies).sum(dim=1) / num)
+            loss = torch.where(is_noise, sum(even), sum(right))
+            error_rate = torch.stack(wrong).mean(dim=0) * ~is_noise
+        return {"loss": loss, "error_rate": error_rate}
+
+    def _reconstruct_some(self, video: Tensor) -> Tensor:
+        """(B, 3, 16, H, W): the last 16 frames, of the first clips after a round trip."""
+        frames = video[:, :, -NUM_FRAMES:].float().clone()
+        if self.autoencoders:
+            share = round(self.reconstructed_share * len(video) / len(self.autoencoders))
+            for i, autoencoder in enumerate(self.autoencoders):
+                some = slice(i * share, (i + 1) * share)
+                if share:
+                    decoded = autoencoder.decode(autoencoder.encode(video[some]))
+                    frames[some] = decoded[:, :, -NUM_FRAMES:].float()
+        return frames
+
+    def _damage(self, frames: Tensor, rng: SampleRng) -> Tensor:
+        """Blur by a random amount, then noise of a random size."""
+        amount = rng.uniform("damage", (2,)).view(-1, 2, 1, 1, 1, 1)
+        blur = self.max_blur * amount[:, 0]
+        frames = torch.lerp(frames, _blurred(frames), blur)
+        noise = rng.normal("pixel_noise", tuple(frames.shape[1:]))
+        return (frames + self.max_noise_std * amount[:, 1] * noise).clamp(-1, 1)
+
+    def _noise_some(self, frames: Tensor, shape: torch.Size, num: int, rng: SampleRng) -> Tensor:
+        """Replace the last ``num`` clips by noise of pixels or, in turn, of an autoencoder's latents."""
+        if not num:
+            return frames
+        some = SampleRng(rng.seed, rng.ordinals[-num:])
+        nothing = _pixel_noise(some, tuple(frames.shape[1:]))
+        for i, autoencoder in enumerate(self.autoencoders):
+            rows = slice(i, None, len(self.autoencoders) + 1)
+            latent_shape = autoencoder.spec.latent_shape(VideoShape(*shape[2:]))
+            part = SampleRng(some.seed, some.ordinals[rows])
+            latents = part.normal("latent_noise", latent_shape)
+            if len(latents):
+                decoded = autoencoder.decode(autoencoder.denormalise(latents))
+                nothing[rows] = decoded[:, :, -NUM_FRAMES:].float()
+        return torch.cat([frames[:-num], nothing])
+
+    def export(
+        self, directory: Path, train: ClipSource, heldout: ClipSource, record: dict[str, Any]
+    ) -> dict[str, dict[str, float]]:
+        """Publish ``model.safetensors`` (bf16) and ``record.json`` with the accuracies of the rounded weights."""
+        del train
+        state = {name: value.detach().cpu().to(torch.bfloat16) for name, value in self.model.state_dict().items()}
+        device = next(self.model.parameters()).device
+        self.model.load_state_dict(state)
+        reader = WorldReader(None, net=self.model).to(device)  # type: ignore[arg-type]
+        named = {type(each).__name__: each for each in self.autoencoders}
+        metrics = evaluate_reader(reader, heldout, named, self.num_heldout_clips, 32, device)
+        with publish_directory(directory) as scratch:
+            save_file(state, scratch / "model.safetensors")
+            write_json(scratch / "record.json", {**record, "heldout": metrics})
+        return metrics
+
+
+def _blurred(frames: Tensor) -> Tensor:
+    """A 3x3 binomial filter on the last two axes."""
+    x = F.pad(frames.flatten(0, 2), (1, 1, 1, 1), mode="replicate")
+    x = (x[..., :-2] + x[..., 2:]) / 4 + x[..., 1:-1] / 2
+    x = (x[..., :-2, :] + x[..., 2:, :]) / 4 + x[..., 1:-1, :] / 2
+    return x.view_as(frames)
+
+
+def _pixel_noise(rng: SampleRng, shape: tuple[int, ...]) -> Tensor:
+    """(n, *shape) clips that show nothing: flat colours plus noise of random size and coarseness."""
+    noise = rng.normal("noise_clip", shape)
+    kind = rng.uniform("noise_kind", (2,))
+    coarse = F.interpolate(noise[..., ::8, ::8], size=shape[1:], mode="trilinear")
+    is_coarse = (kind[:, 0] < 0.5).view(-1, 1, 1, 1, 1)
+    size = kind[:, 1].view(-1, 1, 1, 1, 1)
+    flat = 0.5 * rng.normal("noise_colour", (3, 1, 1, 1))
+    return (flat + size * torch.where(is_coarse, coarse, noise)).clamp(-1, 1)
