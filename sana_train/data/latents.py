@@ -161,8 +161,8 @@ class LatentClips:
         ):
             if record[key] != wanted:
                 raise ValueError(
-                    f"the latents in {path} were made by the {part} {record[key]!r}, this run uses {wanted!r}; "
-                    "encode the clips again into another folder, or use the one that made these"
+                    f"the latents in {path} were made by the {part} {record[key]!r}, this run uses "
+                    f"{wanted!r}; encode the clips again into another folder, or use the one that made these"
                 )
         self.record = record
         self.spec = LatentSpec(**record["latent_spec"])
