@@ -54,6 +54,7 @@ class TrainerConfig:
     num_nodes: int
     num_workers: int  # data processes per rank
     log_every: int  # optimiser steps between logged training metrics
+    max_minutes: float | None  # save and stop after this long; the same command goes on
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class ConvergenceConfig:
     noise_levels: list[float]  # t of the held-out flow loss bands
     num_loss_clips: int
     num_samples: int  # generated clips for the S90 numbers; 0 logs loss bands only
+    num_clean_estimates: int  # clips decoded from one step at high noise; 0: none
     num_strips: int  # clips shown in strips and samples
     batch_size: int
     generator: Node  # sampler, steps, shift and guidance of every sample
@@ -124,6 +126,7 @@ class RunConfig:
 # Arguments which the build code passes although a YAML could hold them, by section.
 SUPPLIED: dict[str, frozenset[str]] = {
     "task": frozenset({"parameter_groups"}),
+    "logger": frozenset({"save_dir", "name", "id"}),
     "data.train": frozenset({"device"}),
     "data.heldout": frozenset({"device"}),
 }

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 from sana_train.cli.schema import PARTIAL, TARGET
-from sana_train.cli.targets import arguments_of, resolve_target
+from sana_train.cli.targets import arguments_of, resolve_target, without_none
 
 
 def instantiate(node: Mapping[str, Any], **supplied: Any) -> Any:
@@ -33,7 +32,7 @@ def instantiate(node: Mapping[str, Any], **supplied: Any) -> Any:
 
 def _convert(value: Any, annotation: Any) -> Any:
     """A YAML value as its signature wants it."""
-    annotation = _without_none(annotation)
+    annotation = without_none(annotation)
     if isinstance(value, Mapping):
         return _convert_mapping(value, annotation)
     inner = typing.get_args(annotation)
@@ -58,12 +57,3 @@ def _convert_mapping(value: Mapping[str, Any], annotation: Any) -> Any:
     inner = typing.get_args(annotation)
     item_type = inner[1] if len(inner) == 2 else Any
     return {name: _convert(item, item_type) for name, item in value.items()}
-
-
-def _without_none(annotation: Any) -> Any:
-    """``T | None`` -> ``T``; other unions stay."""
-    if typing.get_origin(annotation) in (Union, types.UnionType):
-        rest = [member for member in typing.get_args(annotation) if member is not type(None)]
-        if len(rest) == 1:
-            return rest[0]
-    return annotation

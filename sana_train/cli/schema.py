@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from sana_train.cli.config import SUPPLIED, Node, RunConfig
-from sana_train.cli.targets import UNKNOWN, Argument, TargetError, arguments_of, resolve_target
+from sana_train.cli.targets import (
+    UNKNOWN,
+    Argument,
+    TargetError,
+    arguments_of,
+    resolve_target,
+    without_none,
+)
 
 TARGET, PARTIAL = "_target_", "_partial_"
 MISSING = "???"
@@ -140,6 +147,8 @@ class _Checker:
     def _mismatch(self, key: str, value: Any, annotation: Any) -> str | None:
         if isinstance(value, str) and value == MISSING:
             return f"{key}: required; give it on the command line as {key}=... ({_name(annotation)})"
+        if value is not None:
+            annotation = without_none(annotation)
         if annotation is Node or (isinstance(value, Mapping) and TARGET in value):
             self.node(key, value, annotation)
             return None
@@ -184,24 +193,12 @@ class _Checker:
         return None
 
     def _union(self, key: str, value: Any, annotation: Any, inner: tuple[Any, ...]) -> str | None:
-        """Fits if any member fits; otherwise tells about the member of the value's own shape."""
-        attempts = []
         for member in inner:
             attempt = _Checker()
             attempt.value(key, value, member)
             if not attempt.problems and not attempt.unknown:
                 self.seen |= attempt.seen
                 return None
-            attempts.append((member, attempt))
-        for _, attempt in attempts:
-            if isinstance(value, Mapping) and (attempt.unknown or attempt.seen):
-                self.seen |= attempt.seen
-                self.unknown += attempt.unknown
-                self.problems += attempt.problems
-                return None
-        if len(inner) == 2 and type(None) in inner:
-            self.problems += attempts[inner.index(type(None)) - 1][1].problems
-            return None
         return _mistyped(key, value, annotation)
 
 

@@ -110,3 +110,12 @@ def _hints(function: Any) -> dict[str, Any]:
         except NameError:
             continue
     return hints
+
+
+def without_none(annotation: Any) -> Any:
+    """``T | None`` -> ``T``; other types as they are."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        rest = [member for member in typing.get_args(annotation) if member is not type(None)]
+        if len(rest) == 1:
+            return rest[0]
+    return annotation

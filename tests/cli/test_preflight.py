@@ -1,0 +1,71 @@
+"""Mistakes on the command line are named before anything starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sana_train.cli.load import REPOSITORY
+from sana_train.cli.preflight import check_overrides, preflight
+from sana_train.cli.schema import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.lrr=1"], "training.lrr: there is no such key; the nearest is training.lr"),
+        (["+training.lrr=1"], "training.lrr: there is no such key; the nearest is training.lr"),
+        (["lr=1"], "lr: there is no such key; the nearest is training.lr"),
+        (["+model.depht=3"], "model.depht: there is no such key; the nearest is model.depth"),
+        (["model.depth=3.5"], "model.depth: expected int, got 3.5 (float)"),
+        (["training.lr=fast"], "training.lr: expected float, got 'fast' (str)"),
+        (["training.precision=bf16"], "training.precision: 'bf16' is none of auto, bf16-mixed, 32-true"),
+        (["task.time_sampler.shfit=1"], "the nearest is task.time_sampler.shift"),
+        (["scale=2B"], "scale=2B: there is no such scale; the nearest is 2b"),
+        (["experiment=ltx_adpat"], "the nearest is ltx_adapt"),
+        (["experiment=tiny/dcaev"], "the nearest is tiny/dcae_v"),
+        (["~adaptation", "~data"], "data: required, not given"),
+        (["model._target_=os.system"], "model._target_: 'os.system' is outside the places"),
+        (["training.lr"], "training.lr"),
+        (["training.seed=0,1", "training.lrr=1,2"], "the nearest is training.lr"),
+    ],
+)
+def test_names_the_mistake(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_overrides(overrides)
+    assert message in str(error.value)
+
+
+def test_a_default_of_the_signature_wants_a_plus() -> None:
+    with pytest.raises(ConfigError, match=r"write \+logger\.flush_logs_every_n_steps=5"):
+        check_overrides(["logger=csv", "logger.flush_logs_every_n_steps=5"])
+    check_overrides(["logger=csv", "+logger.flush_logs_every_n_steps=5"])
+
+
+@pytest.mark.parametrize("flag", ["--help", "--info", "--info=defaults", "--cfg", "-c"])
+def test_only_looking_is_not_checked(flag: str) -> None:
+    preflight("train", [flag, "nonsense=1"])
+
+
+def test_exits_without_a_trace(tmp_path: Path) -> None:
+    command = [sys.executable, str(REPOSITORY / "train.py"), "training.lrr=1", f"paths.runs={tmp_path}/runs"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "the nearest is training.lr" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_tells_what_there_is() -> None:
+    command = [sys.executable, str(REPOSITORY / "train.py"), "--help"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for words in (
+        "scale=2b source=wan480p",
+        "adaptation: linear_probe, random, scratch",
+        "training.max_steps",
+    ):
+        assert words in text
+    assert max(map(len, text.splitlines())) <= 110
