@@ -106,10 +106,12 @@ class ConvergenceEvaluator:
 
         Args:
             linear: its losses become the zero level of the loss bands.
-            reference: file written by ``Levels.save`` for the same held-out clips.
+            reference: file written by ``Levels.save`` for the same held-out clips and noise levels; its
+            zero level makes ``linear`` unnecessary.
         """
         hashes = self.heldout.caption_hashes()
         levels = Levels(captions=hashes) if reference is None else Levels.load(reference, hashes)
+        self._check_sigmas(levels, reference)
         if linear is not None:
             losses = linear.losses(self.heldout.latents, self.sigmas, self.seed)
             levels.zero |= _arrays(band_metrics(losses, self.sigmas))
@@ -118,6 +120,16 @@ class ConvergenceEvaluator:
             if self.num_samples:
                 levels.ceiling |= self._ceiling(self.reader)
         return levels
+
+    def _check_sigmas(self, levels: Levels, reference: Path | None) -> None:
+        wanted = {f"heldout/sigma_{sigma:g}" for sigma in self.sigmas}
+        known = {name for name in levels.reference if name.startswith("heldout/sigma_")}
+        if known and known != wanted:
+            found = sorted(float(name.rsplit("_", 1)[1]) for name in known)
+            raise ValueError(
+                f"{reference} was measured at noise levels {found}, this run at {list(self.sigmas)}; use the "
+                "same noise levels, or measure the reference again"
+            )
 
     def clean_videos(self, denoiser: Denoiser, num_clips: int, sigma: float) -> Tensor:
         """Decoded one-step estimates of the first clips, for pictures: (n, 3, F, H, W)."""

@@ -20,7 +20,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from sana_train.evaluation.convergence.loss_bands import level_losses
+from sana_train.evaluation.convergence.loss_bands import SIGMAS, level_losses
 
 SHRINKAGES = (0.0, 0.5, 0.8, 0.95, 0.99)
 
@@ -48,11 +48,13 @@ class LinearDenoiser:
     def fit(
         cls,
         latents: Tensor,
-        sigmas: Sequence[float],
+        sigmas: Sequence[float] = SIGMAS,
         seed: int = 0,
         shrinkages: Sequence[float] = SHRINKAGES,
     ) -> LinearDenoiser:
-        """Fit on seven eighths of ``latents``, choose ``a`` on the rest, refit on all.
+        """Fit on seven eighths of ``latents``, choose ``a`` per level on the rest, refit on all.
+
+        Costs 50 products of n^2 CTHW: seconds for 512 clips of 6,144 numbers on two cores.
 
         Raises:
             ValueError: fewer than 16 clips.

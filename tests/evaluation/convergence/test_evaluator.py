@@ -107,6 +107,8 @@ def test_a_reference_is_cut_to_fewer_clips_and_refused_for_others(gaussian_denoi
     np.testing.assert_allclose(few.reference["heldout/loss"], measured["heldout/loss"][:5])
     with pytest.raises(ValueError, match="other held-out clips"):
         ConvergenceEvaluator(heldout.slice(2, 8)).levels(reference=path)
+    with pytest.raises(ValueError, match="same noise levels"):
+        ConvergenceEvaluator(heldout, sigmas=(0.3, 0.9)).levels(reference=path)
 
 
 def test_what_is_asked_for_without_its_parts_is_refused(heldout, autoencoder):
