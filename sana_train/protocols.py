@@ -6,7 +6,8 @@ Legend: B batch, C latent channels, T/H/W latent grid, F frames, S text tokens, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -112,6 +113,7 @@ class Task(Protocol):
 
     model: nn.Module  # all that trains, is averaged and is saved
     frozen: Sequence[nn.Module]  # used but never trained or saved; the shell moves and hashes them
+    reads: Literal["pixels", "latents"]  # what its batches must hold
 
     def step(self, batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
         """Losses of shape (B,); ``loss`` is optimised, every key is logged."""
@@ -119,4 +121,8 @@ class Task(Protocol):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimiser groups: ``params``, and optionally ``lr_scale`` and ``start_step``."""
+        ...
+
+    def export(self, directory: Path, train: ClipSource, heldout: ClipSource, record: dict[str, Any]) -> Any:
+        """Measure the trained model on held-out clips and publish its weights and record in ``directory``."""
         ...

@@ -44,7 +44,7 @@ def require_weights(config: RunConfig) -> RunConfig:
     source = config.source
     if source is not None:
         autoencoder = _with_paths(source.autoencoder, paths)
-        source = replace(source, autoencoder=autoencoder, checkpoint=paths[source.checkpoint])
+        source = replace(source, autoencoder=autoencoder, checkpoint=paths.get(source.checkpoint, source.checkpoint))
     nodes = {
         name: _with_paths(getattr(config, name), paths)
         for name in ("autoencoder", "reader")
@@ -58,7 +58,8 @@ def wanted_weights(config: RunConfig) -> list[Wanted]:
     wanted = [*_weights_of("autoencoder", config.autoencoder), *_weights_of("reader", config.reader)]
     if config.source is not None:
         wanted += _weights_of("source.autoencoder", config.source.autoencoder)
-        wanted.append(Wanted("source.checkpoint", config.source.checkpoint))
+        if config.model is not None:
+            wanted.append(Wanted("source.checkpoint", config.source.checkpoint))
     return wanted
 
 

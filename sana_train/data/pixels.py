@@ -25,7 +25,7 @@ class ResidentPixels:
         batch_size: clips read at a time.
     """
 
-    def __init__(self, source: ClipSource, device: torch.device | str, batch_size: int = 64) -> None:
+    def __init__(self, source: ClipSource, device: torch.device | str, batch_size: int = 512) -> None:
         if not len(source):
             raise ValueError(f"{type(source).__name__} holds no clips; there is nothing to keep")
         self.device = torch.device(device)

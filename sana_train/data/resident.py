@@ -14,6 +14,8 @@ from sana_train.data.progress import track_chunks
 from sana_train.protocols import Autoencoder, ClipSource, TextEncoder
 from sana_train.types import Batch, LatentSpec
 
+_READ_AHEAD = 8
+
 
 class RaggedText:
     """Encoded captions without their padding.
@@ -111,6 +113,7 @@ def encode_resident(
 
     Args:
         autoencoders: name -> frozen autoencoder, e.g. ``{"source": dcae_v, "target": ltx2}``.
+        batch_size: clips encoded at a time; they are read in larger pieces, which suits rendered clips.
         dtype: of the latents in memory; batches come as float32.
     """
     if not len(source):
@@ -128,7 +131,7 @@ def encode_resident(
         if batch.video is None:
             raise ValueError(f"{type(source).__name__} gives no pixels; encoding needs Batch.video")
         for name, autoencoder in autoencoders.items():
-            encoded = autoencoder.encode(batch.video)
+            encoded = torch.cat([autoencoder.encode(part) for part in batch.video.split(batch_size)])
             if name not in latents:
                 latents[name] = torch.empty(num_clips, *encoded.shape[1:], dtype=dtype, device=device)
             latents[name][clips] = encoded.to(dtype)

@@ -128,7 +128,11 @@ class _DecoderLayer(nn.Module):
         super().__init__()
         self.head_dim = head_dim
         self.norm_look, self.norm_talk, self.norm_think = (nn.LayerNorm(dim) for _ in range(3))
-        self.look_q, self.look_kv, self.look_out = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+        self.look_q, self.look_kv, self.look_out = (
+            nn.Linear(dim, dim),
+            nn.Linear(dim, 2 * dim),
+            nn.Linear(dim, dim),
+        )
         self.talk_qkv, self.talk_out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.think = nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, dim))
 
@@ -142,7 +146,9 @@ class _DecoderLayer(nn.Module):
         return answers + self.think(self.norm_think(answers))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        query, key, value = (rearrange(x, "b n (h d) -> b h n d", d=self.head_dim) for x in (query, key, value))
+        query, key, value = (
+            rearrange(x, "b n (h d) -> b h n d", d=self.head_dim) for x in (query, key, value)
+        )
         return rearrange(F.scaled_dot_product_attention(query, key, value), "b h n d -> b n (h d)")
 
 

@@ -11,8 +11,13 @@ Milestones leave out the training state. Only ``run.json``'s presence makes a di
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +48,8 @@ def save_checkpoint(
         if ema is not None:
             save_file(_on_cpu(ema), scratch / "ema.safetensors")
         if training_state is not None:
-            dcp.save(training_state, checkpoint_id=scratch / "training_state", no_dist=True)
+            with _single_process():
+                dcp.save(training_state, checkpoint_id=scratch / "training_state", no_dist=True)
         write_json(scratch / "run.json", {**run, "has_training_state": training_state is not None})
 
 
@@ -64,7 +70,16 @@ def load_weights(checkpoint: Path, prefer_ema: bool = True) -> dict[str, Tensor]
 
 def load_training_state(checkpoint: Path, state: dict[str, Any]) -> None:
     """Fill ``state`` (same structure and shapes as saved) in place."""
-    dcp.load(state, checkpoint_id=checkpoint / "training_state", no_dist=True)
+    with _single_process():
+        dcp.load(state, checkpoint_id=checkpoint / "training_state", no_dist=True)
+
+
+@contextmanager
+def _single_process() -> Iterator[None]:
+    """DCP warns about ``no_dist`` even where it is asked for."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield
 
 
 def read_run(checkpoint: Path) -> dict[str, Any]:
@@ -98,10 +113,23 @@ def thin_out(run_dir: Path, keep_full: int, milestones: frozenset[int]) -> None:
     full = [path for path in list_checkpoints(run_dir) if (path / "training_state").is_dir()]
     for path in full[:-keep_full] if keep_full else full:
         if step_of(path) in milestones:
-            shutil.rmtree(path / "training_state")
+            _remove(path / "training_state", run_dir)
             write_json(path / "run.json", {**read_run(path), "has_training_state": False})
         else:
-            shutil.rmtree(path)
+            _remove(path, run_dir)
+
+
+def _remove(directory: Path, run_dir: Path) -> None:
+    """Delete in one step: a kill leaves no half of a directory under its name."""
+    hidden = Path(tempfile.mkdtemp(prefix=".gone.", dir=run_dir / "checkpoints"))
+    os.replace(directory, hidden / directory.name)
+    shutil.rmtree(hidden)
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """Delete what a killed process was writing or deleting; nothing else may be using the run."""
+    for path in (run_dir / "checkpoints").glob(".*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -18,7 +18,8 @@ class JsonlLogger(Logger):
 
     Args:
         run_dir: the run's directory.
-        resume_step: lines past this step belong to work that a resume repeats, and are dropped.
+        resume_step: lines past this step belong to work that a resume repeats, and are dropped;
+            at 0 all do, since a run that starts evaluates step 0 again.
     """
 
     def __init__(self, run_dir: Path, resume_step: int) -> None:
@@ -30,7 +31,7 @@ class JsonlLogger(Logger):
     def _drop_after(self, step: int) -> None:
         if not self.path.is_file():
             return
-        kept = [line for line in read_jsonl(self.path) if line["step"] <= step]
+        kept = [line for line in read_jsonl(self.path) if step and line["step"] <= step]
         with publish_file(self.path) as scratch:
             scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
 

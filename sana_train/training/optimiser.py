@@ -44,8 +44,8 @@ def set_step(optimiser: torch.optim.Optimizer, step: int, lr: float, warmup_step
     """
     for group in optimiser.param_groups:
         age = step - group["start_step"]
-        ramp = min(1.0, (age + 1) / warmup_steps) if warmup_steps else 1.0
-        group["lr"] = lr * group["lr_scale"] * max(ramp, 0.0)
+        ramp = (age + 1) / max(1, warmup_steps)
+        group["lr"] = lr * group["lr_scale"] * min(1.0, max(0.0, ramp))
 
 
 def hold_back(optimiser: torch.optim.Optimizer, step: int) -> list[Tensor]:

@@ -7,8 +7,10 @@ any split into ranks and micro-batches gives the same gradient.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +69,12 @@ class TrainingShell(pl.LightningModule):
         self.clip_norm, self.ema_decay, self.log_every = clip_norm, ema_decay, log_every
         self.run_dir, self.resume_from = run_dir, resume_from
         self.completed_steps = 0 if resume_from is None else ckpt.step_of(resume_from)
-        self.paused_s = 0.0  # spent in callbacks, for honest throughput
+        self.paused_s = 0.0  # spent inside `paused`, for honest throughput
         self.ema: Ema | None = None
-        self._sums: dict[str, Tensor] = {}
+        self._step_sums: dict[str, Tensor] = {}  # losses over the micro-batches of the present step
         self._num_micro_batches = 0
+        self._window_sums: dict[str, Tensor] = {}  # means of the steps since the last log
+        self._num_window_steps = 0
         self._grad_norm: Tensor | None = None
         self._step_is_fresh = False
 
@@ -87,9 +91,12 @@ class TrainingShell(pl.LightningModule):
             self.ema.load_state_dict(
                 {k: v.to(self.device) for k, v in ckpt.load_weights(self.resume_from).items()}
             )
-            saved = set(ckpt.read_run(self.resume_from)["optimiser_keys"])
-            state = {"optimiser": ckpt.prepare_optimiser_state(optimiser, saved)}
+            run = ckpt.read_run(self.resume_from)
+            state = {"optimiser": ckpt.prepare_optimiser_state(optimiser, set(run["optimiser_keys"]))}
             ckpt.load_training_state(self.resume_from, state)
+            self._num_window_steps = run["window"]["num_steps"]
+            sums = run["window"]["sums"]
+            self._window_sums = {k: torch.tensor(v, device=self.device) for k, v in sums.items()}
         return optimiser
 
     def on_fit_start(self) -> None:
@@ -103,8 +110,7 @@ class TrainingShell(pl.LightningModule):
         losses = self.task.step(batch, SampleRng(self.seed, batch.ordinals))
         weighted = {name: (value * batch.weight).sum() / len(batch) for name, value in losses.items()}
         for name, value in weighted.items():
-            kept = self._sums.get(name)
-            self._sums[name] = value.detach().clone() if kept is None else kept + value.detach()
+            _add(self._step_sums, name, value.detach())
         self._num_micro_batches += 1
         return weighted["loss"]
 
@@ -122,6 +128,10 @@ class TrainingShell(pl.LightningModule):
         self.completed_steps += 1
         assert self.ema is not None
         self.ema.update(self.completed_steps)
+        for name, total in self._step_sums.items():
+            _add(self._window_sums, name, total / self._num_micro_batches)
+        self._num_window_steps += 1
+        self._step_sums, self._num_micro_batches = {}, 0
         self._step_is_fresh = True
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -129,39 +139,48 @@ class TrainingShell(pl.LightningModule):
             return
         self._step_is_fresh = False
         # On a GPU reading the loss waits for the device, so it is looked at only when it is logged.
-        if self.completed_steps % self.log_every == 0 or self.device.type == "cpu":
-            self._flush_losses()
+        is_logged = self.completed_steps % self.log_every == 0
+        if is_logged or self.device.type == "cpu":
+            self._require_finite_loss()
+        if is_logged:
+            self._log_window()
         self._run_callbacks("on_step_end")
 
     def on_train_end(self) -> None:
         self._run_callbacks("on_run_end")
 
-    def _flush_losses(self) -> None:
-        if not self._num_micro_batches:
-            return
-        means = {name: (total / self._num_micro_batches).item() for name, total in self._sums.items()}
-        self._sums, self._num_micro_batches = {}, 0
-        self._require_finite(means["loss"])
-        if self.completed_steps % self.log_every == 0:
-            assert self._grad_norm is not None
-            metrics = {f"train/{name}": value for name, value in means.items()}
-            self.report({**metrics, "train/grad_norm": self._grad_norm.item(), "train/lr": self._current_lr()})
+    def _window_means(self) -> dict[str, float]:
+        """Losses per step since the last log, over all ranks."""
+        reduce = self.trainer.strategy.reduce
+        return {
+            name: float(reduce(total / self._num_window_steps, reduce_op="mean"))
+            for name, total in self._window_sums.items()
+        }
 
-    def _require_finite(self, loss: float) -> None:
-        if loss == loss and abs(loss) != float("inf"):
-            return
+    def _log_window(self) -> None:
+        assert self._grad_norm is not None
+        metrics = {f"train/{name}": value for name, value in self._window_means().items()}
+        self.report({**metrics, "train/grad_norm": self._grad_norm.item(), "train/lr": self._current_lr()})
+        self._window_sums, self._num_window_steps = {}, 0
+
+    def _require_finite_loss(self) -> None:
+        loss = self._window_means().get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise self._not_finite(f"the training loss became {loss}")
+
+    def check_finite(self) -> None:
+        """Raise if a loss since the last look or a weight is not finite; called before anything is saved."""
+        self._require_finite_loss()
+        if not all(torch.isfinite(p).all() for p in self.model.parameters()):
+            raise self._not_finite("a weight became NaN or infinite")
+
+    def _not_finite(self, what: str) -> FloatingPointError:
         last = ckpt.latest_resumable(self.run_dir)
-        raise FloatingPointError(
-            f"the training loss became {loss} by step {self.completed_steps}; nothing was saved from it. "
+        return FloatingPointError(
+            f"{what} by step {self.completed_steps}; nothing was saved from it. "
             f"Last good checkpoint: {last or 'none yet'}. Try a smaller training.lr (now {self.lr}) or a "
             f"longer training.warmup_steps (now {self.warmup_steps})"
         )
-
-    def check_finite(self) -> None:
-        """Raise if a loss since the last look was not finite; called before anything is saved."""
-        self._flush_losses()
-        if not all(torch.isfinite(p).all() for p in self.model.parameters()):
-            self._require_finite(float("nan"))
 
     def _current_lr(self) -> float:
         return max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
@@ -171,24 +190,44 @@ class TrainingShell(pl.LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics(metrics, step=self.completed_steps)
 
-    def _run_callbacks(self, hook: str) -> None:
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time inside the block is not training time; callbacks do their slow work in here."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # steps still queued are training
         started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.paused_s += time.perf_counter() - started
+
+    def _run_callbacks(self, hook: str) -> None:
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, StepCallback):
                 getattr(callback, hook)(self, self.completed_steps)
-        self.paused_s += time.perf_counter() - started
 
     def save_checkpoint(self, run: dict[str, Any], *, with_training_state: bool) -> Path:
         """Publish a checkpoint of the present step."""
         self.check_finite()
         assert self.ema is not None
         state = ckpt.optimiser_state(self.trainer.optimizers[0])
+        sums = {name: total.item() for name, total in self._window_sums.items()}
         target = ckpt.checkpoint_path(self.run_dir, self.completed_steps)
         ckpt.save_checkpoint(
             target,
             self.model.state_dict(),
             self.ema.state_dict(),
             {"optimiser": state} if with_training_state else None,
-            {**run, "step": self.completed_steps, "optimiser_keys": sorted(state)},
+            {
+                **run,
+                "step": self.completed_steps,
+                "optimiser_keys": sorted(state),
+                "window": {"num_steps": self._num_window_steps, "sums": sums},
+            },
         )
         return target
+
+
+def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    # Never in place: under CUDA graphs the value's memory is written again by the next step.
+    sums[name] = sums[name] + value if name in sums else value.clone()

@@ -134,7 +134,11 @@ def _relation_first(scene: dict[str, Any]) -> str:
 
 def _motion_first(scene: dict[str, Any]) -> str:
     objects = [
-        _article(" ".join(filter(None, (o.before, o.adjective, o.colour, o.shape, "" if o.before else o.participle))))
+        _article(
+            " ".join(
+                filter(None, (o.before, o.adjective, o.colour, o.shape, "" if o.before else o.participle))
+            )
+        )
         for o in _objects(scene)
     ]
     opening = f"{BACKGROUNDS[scene['background']]} background with {_NUMBERS[scene['count']]}"

@@ -55,7 +55,15 @@ class WorldClips:
 
     def fingerprint(self) -> str:
         """Sixteen hex digits of everything the clips depend on."""
-        parts = (_VERSION, self.split, self.num_clips, self.seed, self.frames, self.size_px, asdict(self.spec))
+        parts = (
+            _VERSION,
+            self.split,
+            self.num_clips,
+            self.seed,
+            self.frames,
+            self.size_px,
+            asdict(self.spec),
+        )
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def scenes(self, indices: Sequence[int]) -> Scenes:
@@ -85,7 +93,7 @@ class WorldClips:
         return batch
 
     def flattened(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The clips (B, 3, F, H, W) with each texture at its mean colour, and textured pixels (B, 1, F, H, W) bool."""
+        """Clips (B, 3, F, H, W) with textures at their mean colour; textured pixels (B, 1, F, H, W) bool."""
         scenes = self.scenes(indices)
         flat = render(scenes, self.frames, self.size_px, self.device, flatten_textures=True)
         return flat, textured_mask(scenes, self.frames, self.size_px, self.device) > 0.5

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -31,8 +29,3 @@ def radii(path: Tensor, t: Tensor) -> Tensor:
     """Radii in world px of paths (..., P) at frame times (T,): (..., T), linear over the clip."""
     start, end = path[..., PATH.index("radius0"), None], path[..., PATH.index("radius1"), None]
     return start + (end - start) * (t / LAST_FRAME)
-
-
-def full_turns(omega: float, frames: int) -> float:
-    """How many turns an orbit of ``omega`` rad per frame makes in a clip."""
-    return abs(omega) * (frames - 1) / (2 * math.pi)

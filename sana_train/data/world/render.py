@@ -45,7 +45,9 @@ def textured_mask(
     return _render(scenes, frames, size_px, torch.device(device), flatten=False, mask=True)
 
 
-def _render(scenes: Scenes, frames: int, size_px: int, device: torch.device, flatten: bool, mask: bool) -> Tensor:
+def _render(
+    scenes: Scenes, frames: int, size_px: int, device: torch.device, flatten: bool, mask: bool
+) -> Tensor:
     if size_px % 32 or size_px < 64:
         raise ValueError(f"size_px={size_px}: expected a multiple of 32, at least 64")
     chunk = max(1, int(_CHUNK * (128 / size_px) ** 2))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 WORLD_PX = 128.0
+NUM_SLOTS = 3  # objects in a scene at most
 MID_FRAME = 8.0  # linear motion is written around the middle of a 17-frame clip
 LAST_FRAME = 16.0
 
@@ -87,7 +88,9 @@ class WorldSpec:
                 f"count_weights={self.count_weights}: expected 3 weights >= 0, for scenes of 1, 2, 3 objects"
             )
         if len(self.periods_px) != len(FREQUENCIES):
-            raise ValueError(f"periods_px={self.periods_px}: expected {len(FREQUENCIES)}, from fine to coarse")
+            raise ValueError(
+                f"periods_px={self.periods_px}: expected {len(FREQUENCIES)}, from fine to coarse"
+            )
         if not 10 <= self.radius_min_px <= self.radius_max_px - 5 or self.radius_max_px > 27:
             raise ValueError(
                 f"radius_min_px={self.radius_min_px}, radius_max_px={self.radius_max_px}: expected "

@@ -17,7 +17,7 @@ from sana_train.utils.rng import SampleRng
 # sRGB, in the order of scene.COLOURS; pairwise far apart in Lab, also between their darker tones
 COLOUR_RGB = (
     (222, 38, 44), (250, 134, 16), (252, 220, 40), (52, 160, 64),
-    (36, 204, 214), (44, 84, 216), (142, 58, 190), (250, 136, 196),
+    (36, 204, 214), (32, 92, 222), (154, 52, 178), (250, 136, 196),
 )  # fmt: skip
 # two tones each, of low saturation and light enough for every object to stand out
 PALETTE_RGB = (
@@ -62,7 +62,9 @@ def _wave_table() -> Tensor:
     u = rng.uniform("noise_texture", (_WAVES, 3))
     direction = (torch.arange(_WAVES) + u[..., 0]) * (math.pi / _WAVES)  # all round
     relative = 0.88 + 0.24 * u[..., 1]
-    return torch.stack([relative * direction.cos(), relative * direction.sin(), 2 * math.pi * u[..., 2]], dim=-1)
+    return torch.stack(
+        [relative * direction.cos(), relative * direction.sin(), 2 * math.pi * u[..., 2]], dim=-1
+    )
 
 
 def _noise(dx: Tensor, dy: Tensor, period: Tensor, variant: Tensor) -> Tensor:
@@ -75,7 +77,9 @@ def _noise(dx: Tensor, dy: Tensor, period: Tensor, variant: Tensor) -> Tensor:
     return _soft(total * (1.1 / _WAVES**0.5))
 
 
-def backdrop_mix(kind: int, x: Tensor, y: Tensor, angle: Tensor, offset_x: Tensor, offset_y: Tensor) -> Tensor:
+def backdrop_mix(
+    kind: int, x: Tensor, y: Tensor, angle: Tensor, offset_x: Tensor, offset_y: Tensor
+) -> Tensor:
     """How far backdrop class ``kind`` is from its first tone to its second: (n, F, H, W) in [0, 1].
 
     ``x`` (n, F, 1, W) and ``y`` (n, F, H, 1) in world px, the others (n, 1, 1, 1).

@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 
 class StepCallback(pl.Callback):
-    """Hooks of the training shell. ``step`` is the number of optimiser steps the *run* completed."""
+    """Hooks of the training shell. ``step`` is the number of optimiser steps the *run* completed.
+
+    Slow work goes inside ``with shell.paused():``, or throughput counts it as training.
+    """
 
     def on_run_start(self, shell: TrainingShell, step: int) -> None:
         """Before the first step of this process; ``step`` is 0 or where the run resumes."""

@@ -29,6 +29,9 @@ class CheckpointCallback(StepCallback):
         self.every, self.keep_full, self.run = every, keep_full, run
         self.milestones = frozenset(milestones)
 
+    def on_run_start(self, shell: TrainingShell, step: int) -> None:
+        ckpt.remove_leftovers(shell.run_dir)
+
     def on_step_end(self, shell: TrainingShell, step: int) -> None:
         is_full = step % self.every == 0
         if is_full or step in self.milestones:
@@ -40,5 +43,6 @@ class CheckpointCallback(StepCallback):
             self._save(shell, with_training_state=True)
 
     def _save(self, shell: TrainingShell, *, with_training_state: bool) -> None:
-        shell.save_checkpoint(self.run, with_training_state=with_training_state)
-        ckpt.thin_out(shell.run_dir, self.keep_full, self.milestones)
+        with shell.paused():
+            shell.save_checkpoint(self.run, with_training_state=with_training_state)
+            ckpt.thin_out(shell.run_dir, self.keep_full, self.milestones)

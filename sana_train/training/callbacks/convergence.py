@@ -40,7 +40,7 @@ class ConvergenceCallback(StepCallback):
         assert shell.ema is not None
         was_training = shell.model.training
         shell.model.eval()
-        with shell.ema.swapped_in():
+        with shell.paused(), shell.ema.swapped_in():
             metrics = self.evaluate(step)
         shell.model.train(was_training)
         shell.report(metrics)

@@ -50,7 +50,8 @@ class ProvenanceCallback(StepCallback):
 
 
 def _hashes(shell: TrainingShell) -> dict[str, str]:
-    return {type(module).__name__: weights_hash(module) for module in shell.task.frozen}
+    frozen = enumerate(shell.task.frozen)  # two of them may be of one class
+    return {f"{position}.{type(module).__name__}": weights_hash(module) for position, module in frozen}
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 class ThroughputCallback(StepCallback):
-    """Logs ``speed/*`` over windows of ``every`` steps; time spent in callbacks does not count.
+    """Logs ``speed/*`` over windows of ``every`` steps; time inside ``shell.paused`` does not count.
 
     Args:
         every: optimiser steps per window.
@@ -47,15 +47,16 @@ class ThroughputCallback(StepCallback):
         self._reset_at: tuple[float, float] | None = None
         self._num_samples = 0
         self._wait_s = 0.0
-        self._batch_ended: float | None = None
+        self._batch_ended: tuple[float, float] | None = None
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self._batch_ended is not None:
-            self._wait_s += time.perf_counter() - self._batch_ended
+            ended, paused = self._batch_ended
+            self._wait_s += time.perf_counter() - ended - (pl_module.paused_s - paused)
         self._num_samples += len(batch) * trainer.world_size
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        self._batch_ended = time.perf_counter()
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        self._batch_ended = (time.perf_counter(), pl_module.paused_s)
 
     def on_run_start(self, shell: TrainingShell, step: int) -> None:
         self._reset_at = None
@@ -63,6 +64,7 @@ class ThroughputCallback(StepCallback):
     def on_step_end(self, shell: TrainingShell, step: int) -> None:
         # The first step holds compilation and lazy allocation; windows start after it.
         if self._reset_at is not None and step % self.every:
+            self._batch_ended = (time.perf_counter(), shell.paused_s)
             return
         if shell.device.type == "cuda":
             torch.cuda.synchronize(shell.device)
@@ -71,7 +73,7 @@ class ThroughputCallback(StepCallback):
             started, paused = self._reset_at
             elapsed = now - started - (shell.paused_s - paused)
             shell.report(self._metrics(shell.device, elapsed, shell.trainer.world_size))
-        self._reset_at = (now, shell.paused_s)
+        self._reset_at = self._batch_ended = (now, shell.paused_s)
         self._num_samples, self._wait_s = 0, 0.0
 
     def _metrics(self, device: torch.device, elapsed_s: float, world_size: int) -> dict[str, float]:

@@ -57,7 +57,10 @@ class ClassifyTask:
             )
         self.model: nn.Module = model
         self.autoencoders: Sequence[Autoencoder] = autoencoders or ()
-        self.frozen = [each.requires_grad_(False).eval() for each in self.autoencoders if isinstance(each, nn.Module)]
+        self.frozen: list[nn.Module] = []
+        for each in self.autoencoders:
+            if isinstance(each, nn.Module):
+                self.frozen.append(nn.Module.requires_grad_(each, False).eval())
         self.reconstructed_share, self.noise_share = reconstructed_share, noise_share
         self.max_noise_std, self.max_blur = max_noise_std, max_blur
         self.num_heldout_clips = num_heldout_clips
@@ -86,7 +89,9 @@ class ClassifyTask:
             right, even, wrong = [], [], []
             for name in ATTRIBUTES:
                 log_p = logits[name].float().log_softmax(dim=-1)
-                log_p, label = (log_p[:, None], labels[name][:, None]) if log_p.ndim == 2 else (log_p, labels[name])
+                log_p, label = (
+                    (log_p[:, None], labels[name][:, None]) if log_p.ndim == 2 else (log_p, labels[name])
+                )
                 applies = (label >= 0).float()
                 num = applies.sum(dim=1).clamp_min(1.0)
                 picked = log_p.gather(2, label.clamp_min(0)[..., None])[..., 0]
@@ -136,9 +141,11 @@ class ClassifyTask:
     def export(
         self, directory: Path, train: ClipSource, heldout: ClipSource, record: dict[str, Any]
     ) -> dict[str, dict[str, float]]:
-        """Publish ``model.safetensors`` (bf16) and ``record.json`` with the accuracies of the rounded weights."""
+        """Publish ``model.safetensors`` (bf16) and ``record.json``, which has the rounded weights' accuracies."""
         del train
-        state = {name: value.detach().cpu().to(torch.bfloat16) for name, value in self.model.state_dict().items()}
+        state = {
+            name: value.detach().cpu().to(torch.bfloat16) for name, value in self.model.state_dict().items()
+        }
         device = next(self.model.parameters()).device
         self.model.load_state_dict(state)
         reader = WorldReader(None, net=self.model).to(device)  # type: ignore[arg-type]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sana_train.flow.objective import velocity_loss
 from sana_train.flow.path import noisy_latents, velocity_target
 from sana_train.flow.time_sampling import TimeSampler
-from sana_train.protocols import Autoencoder, Denoiser, TextEncoder
+from sana_train.protocols import Autoencoder, ClipSource, Denoiser, TextEncoder
 from sana_train.text.dropout import drop_captions
 from sana_train.types import Batch
+from sana_train.utils.files import publish_directory, write_json
 from sana_train.utils.rng import SampleRng
 
 
@@ -46,11 +49,14 @@ class FlowTask:
         self.autoencoder, self.text_encoder = autoencoder, text_encoder
         self.time_sampler = time_sampler
         self.caption_dropout_prob = caption_dropout_prob
-        self.frozen = [autoencoder] if isinstance(autoencoder, nn.Module) else []
+        encoders: list[Any] = [autoencoder, text_encoder]  # not every one of them has weights
+        self.frozen = [each.requires_grad_(False).eval() for each in encoders if isinstance(each, nn.Module)]
         self._groups = parameter_groups
         self._loss: Callable[..., Tensor] = self._plain_loss
         if compile_mode != "none":
             self._loss = torch.compile(self._plain_loss, mode=compile_mode, dynamic=False)
+
+    reads: Literal["latents"] = "latents"
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return self._groups
@@ -85,3 +91,12 @@ class FlowTask:
             return batch.context.float(), batch.context_mask
         context, mask = self.text_encoder.encode(batch.captions)
         return context.to(device), mask.to(device)
+
+    def export(self, directory: Path, train: ClipSource, heldout: ClipSource, record: dict[str, Any]) -> None:
+        """Publish ``model.safetensors`` (bf16) and ``record.json``; convergence has measured the model."""
+        del train, heldout
+        weights = self.model.state_dict()
+        state = {name: value.detach().cpu().to(torch.bfloat16) for name, value in weights.items()}
+        with publish_directory(directory) as scratch:
+            save_file(state, scratch / "model.safetensors")
+            write_json(scratch / "record.json", record)

@@ -1,0 +1,139 @@
+"""From built parts to a finished Lightning run: device, callbacks, resume."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from sana_train.cli.config import RunConfig
+from sana_train.data.datamodule import ClipDataModule
+from sana_train.protocols import ClipSource, Task
+from sana_train.training import checkpoint as ckpt
+from sana_train.training.callbacks.base import StepCallback
+from sana_train.training.callbacks.checkpoints import CheckpointCallback
+from sana_train.training.callbacks.progress import ProgressCallback
+from sana_train.training.callbacks.provenance import ProvenanceCallback, environment
+from sana_train.training.jsonl import JsonlLogger
+from sana_train.training.shell import TrainingShell
+from sana_train.training.trainer import StopAtStepEnd, build_trainer
+
+
+def pick_device(accelerator: str) -> torch.device:
+    """The device frozen parts and resident clips go to."""
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise ValueError("trainer.accelerator=gpu, but torch sees no GPU; use auto or cpu")
+    use_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda") if use_gpu else torch.device("cpu")
+
+
+def pick_precision(precision: str, device: torch.device) -> str:
+    """``auto``: bf16 autocast on a GPU, fp32 on a CPU."""
+    if precision != "auto":
+        return precision
+    return "bf16-mixed" if device.type == "cuda" else "32-true"
+
+
+class Fit:
+    """One process's share of a run.
+
+    Args:
+        cfg: the checked configuration.
+        task: what is trained.
+        train: its clips.
+        heldout: the clips it is judged by.
+        run_dir: the run's directory, shared by every resume.
+        run: written into ``run.json`` and every checkpoint.
+        console: for the progress bar.
+    """
+
+    def __init__(
+        self,
+        cfg: RunConfig,
+        task: Task,
+        train: ClipSource,
+        heldout: ClipSource,
+        run_dir: Path,
+        run: dict[str, Any],
+        console: Console,
+    ) -> None:
+        self.cfg, self.run_dir, self.run, self.console = cfg, run_dir, run, console
+        training = cfg.training
+        resume_from = ckpt.latest_resumable(run_dir)
+        self.start_step = 0 if resume_from is None else ckpt.step_of(resume_from)
+        self.shell = TrainingShell(
+            task,
+            seed=training.seed,
+            lr=training.lr,
+            warmup_steps=training.warmup_steps,
+            betas=training.betas,
+            eps=training.eps,
+            weight_decay=training.weight_decay,
+            clip_norm=training.clip_norm,
+            ema_decay=training.ema_decay,
+            log_every=cfg.trainer.log_every,
+            run_dir=run_dir,
+            resume_from=resume_from,
+        )
+        self.datamodule = ClipDataModule(
+            train,
+            heldout,
+            global_batch=training.global_batch,
+            micro_batch=training.micro_batch,
+            seed=training.seed,
+            num_workers=cfg.trainer.num_workers,
+            start_step=self.start_step,
+        )
+
+    @property
+    def is_done(self) -> bool:
+        return self.start_step >= self.cfg.training.max_steps
+
+    def environment(self) -> dict[str, Any]:
+        """Versions and hardware, for records."""
+        return environment(pick_device(self.cfg.trainer.accelerator))
+
+    def __call__(self, callbacks: Sequence[StepCallback], loggers: Sequence[Any]) -> int:
+        """Train up to ``training.max_steps``; returns the steps the run has completed."""
+        if self.is_done:
+            return self.start_step
+        cfg, training = self.cfg, self.cfg.training
+        trainer = build_trainer(
+            accelerator=cfg.trainer.accelerator,
+            devices=cfg.trainer.devices,
+            num_nodes=cfg.trainer.num_nodes,
+            precision=pick_precision(training.precision, pick_device(cfg.trainer.accelerator)),
+            num_steps=training.max_steps - self.start_step,
+            max_minutes=cfg.trainer.max_minutes,
+            accumulation=self.datamodule.split(world_size(cfg)).accumulation,
+            loggers=[JsonlLogger(self.run_dir, self.start_step), *loggers],
+            callbacks=[
+                *callbacks,
+                CheckpointCallback(
+                    training.checkpoint_every, training.milestones, training.keep_full, self.run
+                ),
+                ProvenanceCallback(self.run),
+                ProgressCallback(self.console, training.max_steps),
+            ],
+        )
+        with StopAtStepEnd(trainer, self.console.print):
+            trainer.fit(self.shell, datamodule=self.datamodule)
+        return self.shell.completed_steps
+
+
+def world_size(cfg: RunConfig) -> int:
+    """Data-parallel ranks."""
+    devices = cfg.trainer.devices
+    if devices == "auto":
+        on_gpu = pick_device(cfg.trainer.accelerator).type == "cuda"
+        devices = torch.cuda.device_count() if on_gpu else 1
+    return devices * cfg.trainer.num_nodes
+
+
+def describe(cfg: RunConfig, run_id: str) -> dict[str, Any]:
+    """The part of ``run.json`` that does not change while the run goes on."""
+    return {"run_id": run_id, "config": dataclasses.asdict(cfg)}

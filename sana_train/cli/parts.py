@@ -1,0 +1,210 @@
+"""The parts of a run, each built once and only when something asks for it.
+
+A task names in its constructor what it needs (``model``, ``autoencoder``, ``parameter_groups`` ...);
+what its YAML does not hold is taken from here by name, so a new task needs no edit of this file
+unless it needs a part that no run had before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sana_train.adaptation.load_report import LoadReport
+from sana_train.cli.config import RunConfig
+from sana_train.cli.instantiate import instantiate
+from sana_train.cli.schema import TARGET
+from sana_train.cli.targets import arguments_of, resolve_target
+from sana_train.data.bank import banked_clips
+from sana_train.data.latents import LatentClips, precompute_latents
+from sana_train.data.pixels import ResidentPixels
+from sana_train.models.checkpoint import read_state
+from sana_train.models.flops import forward_flops
+from sana_train.models.sana_video import SanaVideoDiT
+from sana_train.protocols import Autoencoder, ClipSource, Reader, Task, TextEncoder
+from sana_train.types import VideoShape
+
+
+class Parts:
+    """Builds from a checked configuration.
+
+    Args:
+        cfg: the configuration.
+        device: where frozen parts and resident clips go.
+    """
+
+    def __init__(self, cfg: RunConfig, device: torch.device) -> None:
+        self.cfg, self.device = cfg, device
+
+    def _section(self, name: str) -> Any:
+        value = getattr(self.cfg, name)
+        if value is None:
+            raise ValueError(
+                f"this task needs the section `{name}`, which experiment={self.cfg.name} leaves out; "
+                f"choose one with {name}=<option> (`python train.py --help` lists them)"
+            )
+        return value
+
+    def task(self) -> Task:
+        """The task, with every part its constructor asks for."""
+        wanted = arguments_of(resolve_target(self.cfg.task[TARGET]))
+        missing = [
+            name for name, argument in wanted.items() if argument.required and name not in self.cfg.task
+        ]
+        return instantiate(self.cfg.task, **{name: getattr(self, name) for name in missing})
+
+    # Frozen parts ------------------------------------------------------------------------------
+
+    @cached_property
+    def autoencoder(self) -> Autoencoder:
+        """The target latent space."""
+        return self._autoencoder(self._section("autoencoder"))
+
+    @cached_property
+    def source_autoencoder(self) -> Autoencoder:
+        """The latent space the DiT comes from."""
+        return self._autoencoder(self._section("source").autoencoder)
+
+    def _autoencoder(self, node: dict[str, Any]) -> Autoencoder:
+        module: nn.Module = instantiate(node)
+        return module.to(self.device)  # type: ignore[return-value]
+
+    @cached_property
+    def autoencoders(self) -> list[Autoencoder]:
+        """Both frozen spaces, for tasks that train on reconstructions."""
+        return [self.autoencoder, self.source_autoencoder]
+
+    @cached_property
+    def text_encoder(self) -> TextEncoder:
+        return instantiate(self._section("text"))
+
+    @cached_property
+    def reader(self) -> Reader | None:
+        return None if self.cfg.reader is None else instantiate(self.cfg.reader).to(self.device)
+
+    # The DiT -----------------------------------------------------------------------------------
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The DiT of the target space, adapted from the source."""
+        model: nn.Module = instantiate(self._section("model"))
+        if self.cfg.adaptation is None:
+            model.load_state_dict(model.fresh_state(model.state_dict(), self.cfg.training.seed))  # type: ignore[operator]
+        return model
+
+    @cached_property
+    def source_state(self) -> dict[str, Tensor]:
+        """Weights of the source DiT, on the CPU, fp32 where the file is narrower."""
+        state = read_state(Path(self._section("source").checkpoint))
+        return {name: value.float() for name, value in state.items()}
+
+    @cached_property
+    def source_model(self) -> nn.Module:
+        """The DiT as it was in its own space, for the side-by-side samples."""
+        node = {**self._section("model"), **self._section("source").model}
+        model: nn.Module = instantiate(node)
+        model.load_state_dict(self.source_state)
+        return model.to(self.device).eval()
+
+    @cached_property
+    def adaptation(self) -> Any:
+        return instantiate(self._section("adaptation"))
+
+    @cached_property
+    def load_report(self) -> LoadReport | None:
+        """Applies the adaptation to ``model``; None for a DiT that starts from nothing by design."""
+        if self.cfg.adaptation is None:
+            return None
+        source = self.source_state if self.adaptation.needs_source else None
+        return self.adaptation.apply(self.model, source, self.cfg.training.seed)
+
+    @cached_property
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        if self.load_report is None:
+            return [{"name": "all", "params": list(self.model.parameters())}]
+        return self.adaptation.parameter_groups(self.model)
+
+    # Clips -------------------------------------------------------------------------------------
+
+    @cached_property
+    def pixels(self) -> tuple[ClipSource, ClipSource]:
+        """(train, held-out) clips as they come: decoded or rendered."""
+        return self._clips("train"), self._clips("heldout")
+
+    def _clips(self, split: str) -> ClipSource:
+        node = getattr(self.cfg.data, split)
+        wanted = arguments_of(resolve_target(node[TARGET]))
+        supplied = {"device": str(self.device)} if "device" in wanted and "device" not in node else {}
+        return instantiate(node, **supplied)
+
+    @cached_property
+    def resident_pixels(self) -> tuple[ClipSource, ClipSource]:
+        """The same with the training clips read once and kept on the device."""
+        train, heldout = self.pixels
+        return ResidentPixels(train, self.device), heldout
+
+    def encoded(self, name: str, autoencoder: Autoencoder) -> tuple[ClipSource, ClipSource]:
+        """(train, held-out) clips in an autoencoder's space, as ``cfg.latents`` says."""
+        latents = self._section("latents")
+        if latents.mode == "online":
+            return self.pixels
+        if latents.mode == "resident":
+            return self._resident(autoencoder)
+        return self._cached(name, autoencoder, "train"), self._cached(name, autoencoder, "heldout")
+
+    def clips_for(self, task: Task) -> tuple[ClipSource, ClipSource]:
+        """(train, held-out) as the task reads them."""
+        return self.resident_pixels if task.reads == "pixels" else self.encoded("target", self.autoencoder)
+
+    def _resident(self, autoencoder: Autoencoder) -> tuple[ClipSource, ClipSource]:
+        train, heldout = (
+            banked_clips(
+                source,  # type: ignore[arg-type]
+                autoencoder,
+                self.text_encoder,
+                Path(self.cfg.paths.data) / "latents" / "bank",
+                self.device,
+                self._section("latents").batch_size,
+            )
+            for source in self.pixels
+        )
+        return train, heldout
+
+    def _cached(self, name: str, autoencoder: Autoencoder, split: str) -> ClipSource:
+        source = self.pixels[0 if split == "train" else 1]
+        # Other clips or encoders make another folder, so that two runs never fight over one cache.
+        made_by = (source.fingerprint(), autoencoder.fingerprint(), self.text_encoder.fingerprint())  # type: ignore[attr-defined]
+        digest = hashlib.sha256("/".join(made_by).encode()).hexdigest()[:12]
+        out = Path(self.cfg.paths.data) / "latents" / self.cfg.scale / f"{name}-{split}-{digest}"
+        precompute_latents(
+            source,  # type: ignore[arg-type]
+            autoencoder,
+            self.text_encoder,
+            out,
+            batch_size=self._section("latents").batch_size,
+            device=self.device,
+            description=f"encoding {split} clips, {name} space",
+        )
+        clips = LatentClips(out, autoencoder.fingerprint(), self.text_encoder.fingerprint())
+        return clips.resident(self.device)
+
+    def work_per_sample(self, task: Task, train: ClipSource) -> tuple[int | None, int | None]:
+        """(FLOPs forward and backward, latent tokens) of one training sample; None for other networks."""
+        model = task.model
+        if not isinstance(model, SanaVideoDiT):
+            return None, None
+        first = train.batch([0])
+        if first.latents is None:
+            assert first.video is not None
+            _, *sizes = self.autoencoder.spec.latent_shape(VideoShape(*first.video.shape[2:]))
+        else:
+            sizes = list(first.latents.shape[2:])
+        grid = (sizes[0], sizes[1], sizes[2])
+        num_tokens = math.prod(grid) // math.prod(model.patch_size)
+        return 3 * forward_flops(model, grid, self.text_encoder.max_tokens), num_tokens

@@ -1,0 +1,191 @@
+"""The convergence study of a run: evaluate on the grid, draw as it goes, give a verdict at the end."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from sana_train.cli.config import RunConfig
+from sana_train.cli.instantiate import instantiate
+from sana_train.cli.parts import Parts
+from sana_train.evaluation.convergence.collapse import CollapseFlag
+from sana_train.evaluation.convergence.evaluator import ConvergenceEvaluator
+from sana_train.evaluation.convergence.heldout import HeldOut, evaluation_mode
+from sana_train.evaluation.convergence.levels import Levels, load_arrays
+from sana_train.evaluation.convergence.linear_denoiser import LinearDenoiser
+from sana_train.evaluation.convergence.verdict import verdict
+from sana_train.evaluation.figures import convergence_figure
+from sana_train.evaluation.strips import sample_strip, side_by_side_video
+from sana_train.protocols import ClipSource
+from sana_train.training.callbacks.base import StepCallback
+from sana_train.training.callbacks.convergence import ConvergenceCallback
+from sana_train.training.jsonl import read_jsonl
+from sana_train.utils.files import publish_file
+from sana_train.utils.rng import SampleRng
+
+# Training clips the linear denoiser is fitted on; the fit costs the square of their number.
+_FIT_CLIPS = {"cpu": 512, "cuda": 4096}
+_MAX_COLUMNS = 6  # steps shown side by side
+
+
+class Study:
+    """Evaluates a DiT while it trains.
+
+    Args:
+        cfg: the checked configuration; its ``convergence`` section is there.
+        parts: of the run.
+        train: clips in the target space; the linear denoiser is fitted on them.
+        heldout: held-out clips in the target space.
+        run_dir: figures, strips and per-clip numbers go here.
+        console: for the verdict.
+    """
+
+    def __init__(
+        self,
+        cfg: RunConfig,
+        parts: Parts,
+        train: ClipSource,
+        heldout: ClipSource,
+        run_dir: Path,
+        console: Console,
+    ) -> None:
+        assert cfg.convergence is not None
+        self.cfg, self.parts, self.run_dir, self.console = cfg.convergence, parts, run_dir, console
+        self.heldout = self._gather(heldout, max(cfg.convergence.num_loss_clips, cfg.convergence.num_samples))
+        self.generator = instantiate(cfg.convergence.generator)
+        self.evaluator = ConvergenceEvaluator(
+            self.heldout,
+            parts.autoencoder,
+            parts.reader,
+            self.generator,
+            run_dir / "clips",
+            sigmas=cfg.convergence.noise_levels,
+            num_clean_estimates=cfg.convergence.num_clean_estimates,
+            num_samples=cfg.convergence.num_samples,
+            batch_size=cfg.convergence.batch_size,
+        )
+        self.levels = self._levels(train)
+        self.collapse = CollapseFlag()
+        self._replay()
+        self.name, self.has_source = cfg.name, cfg.source is not None
+
+    @property
+    def callbacks(self) -> list[StepCallback]:
+        return [ConvergenceCallback(self.cfg.steps, self.evaluate, self._has_collapsed)]
+
+    def _replay(self) -> None:
+        """Show the collapse flag what earlier processes of this run measured."""
+        if (self.run_dir / "metrics.jsonl").is_file():
+            for step, metrics in self._history()[0]:
+                self.collapse.update(step, metrics["heldout/loss_high"])
+
+    def _gather(self, source: ClipSource, count: int) -> HeldOut:
+        """The first ``count`` held-out clips, normalised and encoded; holes are left out."""
+        batch = source.batch(range(min(count, len(source)))).to(self.parts.device)
+        if batch.latents is None:
+            assert batch.video is not None
+            with torch.no_grad():
+                latents = torch.cat([self.parts.autoencoder.encode(part) for part in batch.video.split(8)])
+            batch = replace(batch, latents=latents)
+        if batch.context is None or batch.context_mask is None:
+            context, mask = self.parts.text_encoder.encode(batch.captions)
+            batch = replace(batch, context=context, context_mask=mask).to(self.parts.device)
+        assert batch.latents is not None and batch.context is not None and batch.context_mask is not None
+        kept = batch.weight > 0
+        return HeldOut(
+            self.parts.autoencoder.normalise(batch.latents[kept].float()),
+            batch.context[kept].float(),
+            batch.context_mask[kept],
+            tuple(caption for caption, keep in zip(batch.captions, kept.tolist(), strict=True) if keep),
+            {name: value[kept] for name, value in batch.attributes.items()},
+        )
+
+    def _levels(self, train: ClipSource) -> Levels:
+        """The lines to read curves against; the linear denoiser is fitted where the reference brings none."""
+        reference = None if self.cfg.reference is None else Path(self.cfg.reference)
+        levels = self.evaluator.levels(None, reference)
+        if "heldout/loss_high" in levels.zero:
+            return levels
+        fit_on = self._gather(train, _FIT_CLIPS[self.parts.device.type]).latents
+        return self.evaluator.levels(LinearDenoiser.fit(fit_on, self.cfg.noise_levels), reference)
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Metrics of the model as it is now, with a strip of samples and an up-to-date figure on disk."""
+        model = self.parts.model
+        metrics = self.evaluator.evaluate(model, step)  # type: ignore[arg-type]
+        with evaluation_mode(model):
+            self._keep_strip(step, self.evaluator.sample_videos(model, self.cfg.num_strips))  # type: ignore[arg-type]
+        return metrics
+
+    def _has_collapsed(self, step: int, metrics: dict[str, float]) -> bool:
+        has_collapsed = self.collapse.update(step, metrics["heldout/loss_high"])
+        self._draw()
+        return has_collapsed and self.cfg.stop_on_collapse
+
+    def _keep_strip(self, step: int, video: Tensor) -> None:
+        """(n, 3, F, H, W) in [-1, 1] as uint8, so that figures can be drawn again without the model."""
+        frames = ((video.float().cpu() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
+        with publish_file(self.run_dir / "strips" / f"step_{step:06d}.npz") as scratch, scratch.open("wb") as file:
+            np.savez_compressed(file, video=frames)
+
+    def _strips(self) -> dict[str, Tensor]:
+        """``step n`` -> (n, 3, F, H, W) in [-1, 1] for every evaluation so far."""
+        found = sorted((self.run_dir / "strips").glob("step_*.npz"))
+        return {
+            f"step {int(path.stem[5:])}": torch.from_numpy(load_arrays(path)["video"]).float() / 127.5 - 1.0
+            for path in found
+        }
+
+    def _shown(self, strips: dict[str, Tensor]) -> dict[str, Tensor]:
+        """At most ``_MAX_COLUMNS`` of the strips, first and last among them, and what they should become."""
+        labels = list(strips)
+        picked = np.unique(np.linspace(0, len(labels) - 1, min(len(labels), _MAX_COLUMNS)).round().astype(int))
+        target = self.evaluator.reference_videos(self.cfg.num_strips).cpu()
+        return {labels[i]: strips[labels[i]] for i in picked} | {"held-out clip": target}
+
+    def _history(self) -> tuple[list[tuple[int, dict[str, float]]], list[tuple[int, float]]]:
+        """Evaluations and training losses of all of the run, earlier processes included."""
+        lines = read_jsonl(self.run_dir / "metrics.jsonl")
+        history = [(line["step"], line) for line in lines if "heldout/loss" in line]
+        return history, [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
+
+    def _draw(self) -> None:
+        history, train_loss = self._history()
+        strip = self._shown(self._strips())
+        path = self.run_dir / "convergence.png"
+        convergence_figure(path, history, self.levels, train_loss, strip, self.name)
+
+    def finish(self) -> dict[str, Path]:
+        """Draw all that a run ends with and print the verdict; returns what was written, by name."""
+        self._draw()
+        columns = self._shown(self._strips())
+        if self.has_source:
+            columns = {"source model": self._source_videos()} | columns
+        prompts = self.heldout.captions[: self.cfg.num_strips]
+        files = {name: self.run_dir / name for name in ("convergence.png", "samples.png", "samples.mp4")}
+        sample_strip(files["samples.png"], prompts, columns)
+        if importlib.util.find_spec("av") is not None:
+            side_by_side_video(files["samples.mp4"], prompts, columns, fps=8)
+        measured = self.evaluator.measure(self.parts.model)  # type: ignore[arg-type]
+        replace(self.levels, reference=measured).save(self.run_dir / "export" / "levels.npz")
+        self.console.print(verdict(self._history()[0], self.levels), style="bold", highlight=False)
+        return {name: path for name, path in files.items() if path.exists()}
+
+    @torch.no_grad()
+    def _source_videos(self) -> Tensor:
+        """The same prompts by the model that was moved, in its own space: (n, 3, F, H, W)."""
+        model, autoencoder = self.parts.source_model, self.parts.source_autoencoder
+        clips = self.heldout.slice(0, self.cfg.num_strips)
+        target = self.evaluator.autoencoder
+        assert target is not None
+        video = target.spec.video_shape(*clips.latents.shape[2:])
+        shape = autoencoder.spec.latent_shape(video)
+        noise = SampleRng(0, torch.arange(len(clips), device=self.parts.device)).normal("source/samples", shape)
+        latents = self.generator(model, clips.context, clips.context_mask, noise)
+        return autoencoder.decode(autoencoder.denormalise(latents)).cpu()
