@@ -141,7 +141,7 @@ class ClassifyTask:
     def export(
         self, directory: Path, train: ClipSource, heldout: ClipSource, record: dict[str, Any]
     ) -> dict[str, dict[str, float]]:
-        """Publish ``model.safetensors`` (bf16) and ``record.json``, which has the rounded weights' accuracies."""
+        """Publish ``model.safetensors`` (bf16) and ``record.json`` with the accuracies of these weights."""
         del train
         state = {
             name: value.detach().cpu().to(torch.bfloat16) for name, value in self.model.state_dict().items()
