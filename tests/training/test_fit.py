@@ -1,0 +1,76 @@
+"""What ``train.py`` builds around a run: resume, the end, and how many ranks share a batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from training_harness import assert_same_run, make_clips, make_task
+
+from sana_train.cli.fit import Fit, pick_precision, world_size
+from sana_train.training.shell import TrainingShell
+
+
+def config(max_steps: int, **trainer: Any) -> Any:
+    training = {
+        "seed": 3,
+        "max_steps": max_steps,
+        "global_batch": 8,
+        "micro_batch": 4,
+        "lr": 1e-2,
+        "warmup_steps": 2,
+        "betas": (0.9, 0.95),
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "clip_norm": 1.0,
+        "ema_decay": 0.9,
+        "precision": "auto",
+        "checkpoint_every": 100,
+        "keep_full": 2,
+        "milestones": [],
+    }
+    where = {"accelerator": "cpu", "devices": "auto", "num_nodes": 1, "num_workers": 0, "log_every": 2}
+    return SimpleNamespace(
+        training=SimpleNamespace(**training),
+        trainer=SimpleNamespace(max_minutes=None, **{**where, **trainer}),
+    )
+
+
+def fit(run_dir: Path, max_steps: int) -> tuple[int, TrainingShell]:
+    clips, console = make_clips(), Console(quiet=True)
+    job = Fit(config(max_steps), make_task(), clips, clips, run_dir, {"run_id": run_dir.name}, console)
+    return job([], []), job.shell
+
+
+def test_raising_max_steps_continues_the_same_run(tmp_path: Path) -> None:
+    assert fit(tmp_path / "parts", 3)[0] == 3
+    completed, resumed = fit(tmp_path / "parts", 5)
+    assert completed == 5
+    _, straight = fit(tmp_path / "straight", 5)
+    assert_same_run(straight, resumed)
+
+
+def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
+    fit(tmp_path, 3)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert fit(tmp_path, 3)[0] == 3
+    assert fit(tmp_path, 2)[0] == 3
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_cpu_run_on_a_machine_with_gpus_is_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert world_size(config(1, accelerator="cpu")) == 1
+    assert world_size(config(1, accelerator="gpu", num_nodes=2)) == 8
+    assert world_size(config(1, accelerator="auto", devices=2)) == 2
+
+
+def test_precision_follows_the_device_unless_it_is_given() -> None:
+    assert pick_precision("auto", torch.device("cuda")) == "bf16-mixed"
+    assert pick_precision("auto", torch.device("cpu")) == "32-true"
+    assert pick_precision("32-true", torch.device("cuda")) == "32-true"
