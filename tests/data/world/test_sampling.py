@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from sana_train.data.world.motion import positions, radii
@@ -179,3 +183,8 @@ def test_bad_split_and_negative_index() -> None:
         sample_scenes(SPEC, 0, "test", [0])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=">= 0"):
         sample_scenes(SPEC, 0, "train", [-1])
+
+
+def test_the_shipped_settings_are_the_default_world() -> None:
+    path = Path(__file__).parents[3] / "conf" / "world" / "default.yaml"
+    assert asdict(WorldSpec()) == yaml.safe_load(path.read_text())
