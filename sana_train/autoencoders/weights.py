@@ -25,11 +25,7 @@ def save_autoencoder(model: VideoAutoencoder, directory: Path, record: dict[str,
 
     ``model`` itself is rounded to what was written, so that its fingerprint is that of the files.
     """
-    tensors = {
-        name: value.detach().cpu().to(_stored_dtype(name, value)).contiguous().clone()
-        for name, value in model.state_dict().items()
-    }
-    model.load_state_dict(tensors)
+    tensors = round_weights(model)
     spec = {
         "autoencoder": class_path(model),
         "weights_hash": model.fingerprint(),
@@ -41,6 +37,16 @@ def save_autoencoder(model: VideoAutoencoder, directory: Path, record: dict[str,
         write_json(scratch / "spec.json", spec)
         write_json(scratch / "record.json", record)
     return spec["weights_hash"]
+
+
+def round_weights(model: VideoAutoencoder) -> dict[str, Tensor]:
+    """Round the weights in place to what a file holds; returns the file's tensors."""
+    tensors = {
+        name: value.detach().cpu().to(_stored_dtype(name, value)).contiguous().clone()
+        for name, value in model.state_dict().items()
+    }
+    model.load_state_dict(tensors)
+    return tensors
 
 
 def load_weights(model: VideoAutoencoder, path: str | Path) -> None:

@@ -97,7 +97,9 @@ def sound_batches(
                 index=batch.index[kept],
                 ordinals=batch.ordinals[kept],
                 weight=batch.weight[kept],
-                captions=tuple(text for text, keep in zip(batch.captions, kept.tolist(), strict=True) if keep),
+                captions=tuple(
+                    text for text, keep in zip(batch.captions, kept.tolist(), strict=True) if keep
+                ),
                 video=batch.video[kept],
             )
     if is_empty:

@@ -78,7 +78,9 @@ class ReconstructionTask:
     def _plain_losses(self, video: Tensor, noise: Tensor) -> dict[str, Tensor]:
         latents, decoded = self.autoencoder(video.contiguous(memory_format=torch.channels_last_3d), noise)
         reference = self.autoencoder.reconstructed_frames(video)
-        with torch.autocast(video.device.type, enabled=False):  # differences of bf16 numbers lose their digits
+        with torch.autocast(
+            video.device.type, enabled=False
+        ):  # differences of bf16 numbers lose their digits
             decoded, latents = decoded.float().contiguous(), latents.float()
             error = decoded - reference
             terms = {
