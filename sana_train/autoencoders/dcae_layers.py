@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from sana_train.autoencoders.initialise import variance_preserving_
+
 # cuDNN indexes with 32 bits; a 720p clip exceeds that in one chunk of 40 frames at full width.
 MAX_CONV_ELEMENTS = 2**31 - 1
 
@@ -77,10 +79,18 @@ class ChunkCausalConv3d(nn.Conv3d):
 
     Time is padded by the last input frame of the previous chunk (zeros before the first chunk) and
     by a zero frame behind; space by zeros.
+
+    Args:
+        block: consecutive output channels that a shuffle turns into one block of pixels; they start
+            with one kernel (see ``variance_preserving_``).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True, block: int = 1) -> None:
+        self.block = block
         super().__init__(in_channels, out_channels, kernel_size=3, padding=(0, 1, 1), bias=bias)
+
+    def reset_parameters(self) -> None:
+        variance_preserving_(self, self.block)
 
     def _previous_frames(self, x: Tensor, chunks: Chunks) -> Tensor:
         """(B*n, C, 1, H, W): the frame before each chunk."""
@@ -126,10 +136,15 @@ class ConvLayer(nn.Module):
     """A convolution and, optionally, a norm behind it."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, bias: bool = True, use_norm: bool = False
+        self,
+        in_channels: int,
+        out_channels: int,
+        bias: bool = True,
+        use_norm: bool = False,
+        block: int = 1,
     ) -> None:
         super().__init__()
-        self.conv = ChunkCausalConv3d(in_channels, out_channels, bias=bias)
+        self.conv = ChunkCausalConv3d(in_channels, out_channels, bias, block)
         self.norm = RMSNorm3d(out_channels) if use_norm else None
 
     def forward(self, x: Tensor, chunks: Chunks) -> Tensor:
@@ -155,7 +170,8 @@ class ConvShuffle(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, time: int, space: int) -> None:
         super().__init__()
         self.time, self.space = time, space
-        self.conv = ConvLayer(in_channels, out_channels * time * space * space)
+        block = time * space * space
+        self.conv = ConvLayer(in_channels, out_channels * block, block=block)
 
     def forward(self, x: Tensor, chunks: Chunks) -> Tensor:
         return shuffle(self.conv(x, chunks), self.time, self.space)

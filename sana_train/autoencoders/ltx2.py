@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sana_train.autoencoders.base import VideoAutoencoder
 from sana_train.autoencoders.diffusers_io import load_diffusers, reset_tree
+from sana_train.autoencoders.initialise import variance_preserving_
 from sana_train.autoencoders.weights import load_weights
 from sana_train.types import LatentSpec
 
@@ -40,6 +41,7 @@ class LTX2VideoAutoencoder(VideoAutoencoder):
         downsample: ``spatial``, ``temporal`` or ``spatiotemporal`` for each down block.
         upsample: the same for each up block, in the order in which they run.
         upsample_factors: by which each up block divides its width; reversed like the widths.
+        use_upsample_residual: whether up blocks have a shortcut (LTX-2.0 has, 2.3 has not).
         patch_px: pixels folded into channels at the input.
         decoder_padding: spatial padding of the decoder.
         weights: a folder of this project, a diffusers folder or a hub id with a ``vae`` subfolder;
@@ -56,6 +58,7 @@ class LTX2VideoAutoencoder(VideoAutoencoder):
         downsample: list[str] = _LTX20_RESAMPLING,
         upsample: list[str] = ["spatiotemporal", "spatiotemporal", "spatiotemporal"],  # noqa: B006
         upsample_factors: list[int] = [2, 2, 2],  # noqa: B006
+        use_upsample_residual: bool = True,
         patch_px: int = 4,
         decoder_padding: Literal["zeros", "reflect"] = "reflect",
         weights: str | None = None,
@@ -84,7 +87,7 @@ class LTX2VideoAutoencoder(VideoAutoencoder):
             decoder_spatio_temporal_scaling=(True,) * num_up,
             decoder_inject_noise=(False,) * (num_up + 1),
             upsample_type=tuple(upsample),
-            upsample_residual=(True,) * num_up,
+            upsample_residual=(use_upsample_residual,) * num_up,
             upsample_factor=tuple(upsample_factors),
             patch_size=patch_px,
             encoder_causal=True,
@@ -93,9 +96,11 @@ class LTX2VideoAutoencoder(VideoAutoencoder):
             spatial_compression_ratio=stride_px,  # diffusers derives wrong ones
             temporal_compression_ratio=stride_t,
         )
-        if weights is not None and (Path(weights) / "spec.json").is_file():
+        if weights is None:
+            self.reset_parameters()
+        elif (Path(weights) / "spec.json").is_file():
             load_weights(self, weights)
-        elif weights is not None:
+        else:
             self.vae = load_diffusers(self.vae, weights, "give a diffusers folder or a hub id")
 
     def encode(self, video: Tensor) -> Tensor:
@@ -114,6 +119,13 @@ class LTX2VideoAutoencoder(VideoAutoencoder):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         reset_tree(self.vae)
+        for module in self.vae.modules():
+            if isinstance(module, nn.Conv3d):
+                variance_preserving_(module)
+        decoder = self.vae.decoder
+        for upsampler in (up.upsamplers[0] for up in decoder.up_blocks):
+            variance_preserving_(upsampler.conv.conv, math.prod(upsampler.stride))
+        variance_preserving_(decoder.conv_out.conv, self.vae.config.patch_size**2)
         self.vae.latents_mean.zero_()
         self.vae.latents_std.fill_(1.0)
 

@@ -26,7 +26,7 @@ class TexturedClips(Protocol):
     """A source that also knows its clips without their textures."""
 
     def flattened(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Clips (B, 3, F, H, W) with each texture at its mean colour, and textured pixels (B, 1, F, H, W) bool."""
+        """Clips (B, 3, F, H, W) with textures at their mean colour; textured pixels (B, 1, F, H, W) bool."""
         ...
 
 

@@ -129,3 +129,13 @@ def test_wan_geometry_and_published_statistics() -> None:
 def test_wan_statistics_must_fit_its_channels() -> None:
     with pytest.raises(ValueError, match="need 8 entries each, got 16 and 16"):
         small_wan(latent_channels=8)
+
+
+def test_ltx2_starts_with_one_kernel_per_shuffled_block() -> None:
+    model = small_ltx2()
+    head = model.vae.decoder.conv_out.conv.weight
+    assert torch.equal(head[0], head[15])  # 4x4 pixels of one colour
+    assert not torch.equal(head[0], head[16])
+    up = model.vae.decoder.up_blocks[0].upsamplers[0].conv.conv.weight
+    assert torch.equal(up[0], up[7])
+    assert not torch.equal(up[0], up[8])
