@@ -1,6 +1,6 @@
 """A text encoder without weights: every word is a vector hashed from its spelling.
 
-Legend: B captions, S = max_tokens, D = dim, V distinct words seen so far.
+Legend: B captions, S = max_tokens, D = dim, V distinct words seen so far, O offsets of the window.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
-_VERSION = 1  # part of the fingerprint; raise it when the vectors change
+_VERSION = 2  # part of the fingerprint; raise it when the vectors change
 
-# Powers of two, so that products are exact and sums do not depend on fused multiply-add.
-_NEIGHBOUR_SCALE = 0.5
-_POSITION_SCALE = 0.5
+# Share of a word in the vector of a token 0, 1, 2 ... words away. Five reach from a shape to its motion
+# in every phrasing of the world ("left drifting fine striped red cross"). With a position of RMS 0.18
+# a token inside a caption has RMS 0.9. Sums of multiples of 1/32 are exact, whatever their order.
+_SCALES = (1 / 2, 10 / 32, 8 / 32, 7 / 32, 6 / 32, 5 / 32)
+_POSITION_SCALE = 1 / 4
 
 
 def tokenise(caption: str) -> list[str]:
@@ -45,10 +47,11 @@ def position_vectors(max_tokens: int, dim: int) -> Tensor:
 
 
 class HashedTextEncoder:
-    """Token vector = word + half (word before + word after) + half position.
+    """Token vector = word + the five words before and after it + position, nearer words louder.
 
-    Roles are hashed apart (``red`` before a word differs from ``red`` after it), so who has which
-    attribute can be read from a single token: "red cube" and "blue cube" differ at "cube".
+    Every offset hashes words anew (``red`` one word before differs from ``red`` two words after), so
+    a single token tells what its object is like: at ``cross`` of "a striped yellow cross drifts left"
+    a linear map reads texture, colour and motion.
 
     Args:
         dim: width D of the context, even.
@@ -56,7 +59,7 @@ class HashedTextEncoder:
         seed: another seed is another, equally good vocabulary.
     """
 
-    def __init__(self, dim: int = 128, max_tokens: int = 48, seed: int = 0) -> None:
+    def __init__(self, dim: int = 256, max_tokens: int = 48, seed: int = 0) -> None:
         if dim < 2 or dim % 2:
             raise ValueError(f"the hashed text encoder needs an even dim of at least 2, got {dim}")
         if max_tokens < 1:
@@ -66,7 +69,9 @@ class HashedTextEncoder:
         self.seed = seed
         self._positions = _POSITION_SCALE * position_vectors(max_tokens, dim)
         self._row_of: dict[str, int] = {}
-        self._vocabulary = torch.zeros(1, 3 * dim)  # (1 + V, 3D): word | as neighbour before | after
+        self._reach = len(_SCALES) - 1
+        self._num_offsets = 2 * self._reach + 1
+        self._vocabulary = torch.zeros(self._num_offsets, dim)  # ((1 + V) O, D); word 0 is padding
 
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """-> context (B, S, D) float32, zeros after the last token, and mask (B, S) bool.
@@ -81,12 +86,13 @@ class HashedTextEncoder:
         rows = self._rows(tokens)  # (B, S)
         mask = rows > 0
 
-        word, before, after = self._vocabulary.split(self.dim, dim=1)  # (1 + V, D) each
-        context = F.embedding(rows, word)
-        context[:, 1:] += F.embedding(rows[:, :-1], before)
-        context[:, :-1] += F.embedding(rows[:, 1:], after)
-        context += self._positions
-        return context.masked_fill_(~mask[..., None], 0.0), mask
+        padded = F.pad(rows, (self._reach, self._reach))
+        window = padded.unfold(1, self._num_offsets, 1)[mask]  # (tokens, O): who stands at each offset
+        lookup = window * self._num_offsets + torch.arange(self._num_offsets)
+        words = F.embedding_bag(lookup, self._vocabulary, mode="sum")  # (tokens, D)
+        context = torch.zeros(*rows.shape, self.dim)
+        context[mask] = words + self._positions[mask.nonzero()[:, 1]]
+        return context, mask
 
     def fingerprint(self) -> str:
         """Sixteen hex digits of everything the vectors depend on."""
@@ -111,7 +117,7 @@ class HashedTextEncoder:
         """(B, S) int64 rows of the vocabulary, 0 = padding; words not seen before are added."""
         new = sorted({word for words in tokens for word in words if word not in self._row_of})
         if new:
-            vectors = torch.stack([self._vocabulary_row(word) for word in new])
+            vectors = torch.cat([self._vocabulary_rows(word) for word in new])
             self._row_of.update({word: len(self._row_of) + i for i, word in enumerate(new, start=1)})
             self._vocabulary = torch.cat([self._vocabulary, vectors])
         row_of = self._row_of
@@ -119,9 +125,12 @@ class HashedTextEncoder:
         padded = [([row_of[word] for word in words] + padding)[: self.max_tokens] for words in tokens]
         return torch.tensor(padded, dtype=torch.int64).reshape(len(tokens), self.max_tokens)
 
-    def _vocabulary_row(self, word: str) -> Tensor:
-        """(3D,) the word's own vector and its traces on the token after it and the token before it."""
-        own, before, after = (
-            hash_vector(f"{role}/{word}", self.dim, self.seed) for role in ("word", "before", "after")
+    def _vocabulary_rows(self, word: str) -> Tensor:
+        """(O, D) what the word adds to the token ``reach`` words after it, ..., to itself, ..., before it."""
+        offsets = range(-self._reach, self._reach + 1)
+        return torch.stack(
+            [
+                _SCALES[abs(offset)] * hash_vector(f"{offset}/{word}", self.dim, self.seed)
+                for offset in offsets
+            ]
         )
-        return torch.cat([own, _NEIGHBOUR_SCALE * before, _NEIGHBOUR_SCALE * after])
