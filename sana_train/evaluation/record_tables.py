@@ -88,8 +88,14 @@ class SweepPoint:
 
 
 def sweep(record: Record, arm: str) -> list[SweepPoint]:
-    """Every learning rate of an arm's sweep, ascending, judged by ``sweep_headline``."""
+    """Every learning rate of an arm's sweep, ascending, judged by ``sweep_headline``.
+
+    Against the sweep's own step 0 of ``random``, so that full runs added later change no choice.
+    """
     headline = sweep_headline(record)
+    sweeps = [run for run in record.runs if run.is_sweep]
+    if any(run.arm == "random" for run in sweeps):
+        record = Record(sweeps, record.levels)
     points = []
     for lr in sorted({run.lr for run in record.runs if run.arm == arm and run.is_sweep}):
         runs = [run for run in record.runs if run.arm == arm and run.is_sweep and run.lr == lr]

@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# How this record was made: one GPU, a learning-rate sweep of equal size per arm, then every arm on three seeds.
+#
+#   bash experiments/ltx_adapt_tiny/run.sh RUNS WEIGHTS OUT [JOBS] [MINUTES]
+#
+#   RUNS     run directories and encoded clips, kept between calls
+#   WEIGHTS  a folder as data/tiny: ltx2, dcae_v, reader, sana_dcae_v, and sana_ltx2/levels.npz
+#   OUT      the record; every run is added as soon as it is finished
+#   JOBS     processes side by side on the GPU (4)
+#   MINUTES  start nothing after this long, save and stop what runs (none); the same call goes on
+#
+# Rule of choice: the learning rate whose sweep run gets to S90-semantic first; if none does, the one that
+# closed most of the gap at its last step. Sweeps use a seed that no full run uses.
+set -uo pipefail
+
+runs=$(realpath -m "$1") weights=$(realpath -m "$2") out=$(realpath -m "$3")
+width=${4:-4} minutes=${5:-100000}
+read -ra arms <<<"${ARMS:-random scratch linear_probe}"
+read -ra lrs <<<"${LRS:-3e-4 1e-3 3e-3}"
+read -ra seeds <<<"${SEEDS:-0 1 2}"
+sweep_steps=${SWEEP_STEPS:-1500} steps=${STEPS:-10000} sweep_seed=100
+python=${PYTHON:-python3}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} TORCHINDUCTOR_COMPILE_THREADS=${TORCHINDUCTOR_COMPILE_THREADS:-2}
+cd "$(dirname "$0")/../.." || exit 1
+
+is_done() { [[ -f $runs/$1/export/levels.npz ]]; } # the last file that a run writes
+
+train() { # ID STEPS OVERRIDE...
+  local id=$1 max_steps=$2 left=$((minutes * 60 - SECONDS))
+  shift 2
+  is_done "$id" && return 0
+  ((left > 60)) || return 1
+  "$python" train.py experiment=record/adapt run_id="$id" training.max_steps="$max_steps" logger=csv \
+    trainer.max_minutes="$((left / 60))" paths.runs="$runs" paths.weights="$weights" paths.data="$runs/data" \
+    "$@" >>"$runs/$id.log" 2>&1 || { echo "$id failed:" && tail -n 20 "$runs/$id.log"; }
+  is_done "$id"
+}
+
+train_and_add() { # ID STEPS ARM SEED LR [--sweep]
+  train "$1" "$2" adaptation="$3" training.seed="$4" training.lr="$5" || return 1
+  "$python" -m sana_train.cli.record add "$out" "$runs/$1" --arm "$3" ${6:+"$6"} && echo "$SECONDS s: $1"
+}
+
+pool() { # run a command beside at most WIDTH - 1 others
+  while (($(jobs -rp | wc -l) >= width)); do wait -n; done
+  "$@" &
+}
+
+require_done() { # ID...
+  local id missing=()
+  wait
+  for id in "$@"; do is_done "$id" || missing+=("$id"); done
+  ((${#missing[@]} == 0)) && return
+  echo "not finished: ${missing[*]}; the same call goes on" >&2
+  exit 1
+}
+
+mkdir -p "$runs" "$out"
+cp "$weights/sana_ltx2/levels.npz" "$out/levels.npz" || exit 1
+
+# One short run encodes all clips and compiles, so that those side by side start at once.
+train prepare 2 convergence.num_samples=0 convergence.num_loss_clips=32
+require_done prepare
+
+ids=()
+for lr in "${lrs[@]}"; do
+  for arm in "${arms[@]}"; do
+    ids+=("sweep-$arm-lr$lr")
+    pool train_and_add "${ids[-1]}" "$sweep_steps" "$arm" "$sweep_seed" "$lr" --sweep
+  done
+done
+require_done "${ids[@]}"
+
+declare -A best
+for arm in "${arms[@]}"; do
+  best[$arm]=$("$python" -m sana_train.cli.record best-lr "$out" "$arm") || exit 1
+  echo "$arm: learning rate ${best[$arm]}"
+done
+
+ids=()
+for seed in "${seeds[@]}"; do
+  for arm in "${arms[@]}"; do
+    ids+=("$arm-s$seed")
+    pool train_and_add "${ids[-1]}" "$steps" "$arm" "$seed" "${best[$arm]}"
+  done
+done
+require_done "${ids[@]}"
+
+"$python" -m sana_train.cli.record report "$out"
+first=$runs/${arms[0]}-s${seeds[0]}
+for picture in samples.png convergence.png; do
+  [[ ! -f $first/$picture ]] || cp "$first/$picture" "$out/${arms[0]}-s${seeds[0]}-$picture"
+done
