@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,6 @@ from sana_train.autoencoders.diffusers_io import load_diffusers, reset_tree
 from sana_train.autoencoders.initialise import variance_preserving_
 from sana_train.autoencoders.weights import load_weights
 from sana_train.types import LatentSpec
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKLLTX2Video
 
 # (time, space) of one resampling block, by diffusers' names.
 _STRIDES = {"spatial": (1, 2), "temporal": (2, 1), "spatiotemporal": (2, 2)}
@@ -75,7 +72,7 @@ class LTX2VideoAutoencoder(VideoAutoencoder):
         _check_widths(latent_channels, encoder_widths, downsample)
         self.spec = LatentSpec(latent_channels, stride_t, stride_px, stride_px, "causal")
         num_up = len(upsample)
-        self.vae: AutoencoderKLLTX2Video = AutoencoderKLLTX2Video(
+        self.vae: Any = AutoencoderKLLTX2Video(
             latent_channels=latent_channels,
             block_out_channels=tuple(encoder_widths),
             down_block_types=("LTX2VideoDownBlock3D",) * len(downsample),

@@ -6,7 +6,7 @@ Legend: B batch, C latent channels, F frames, T/H/W latent grid.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +15,6 @@ from sana_train.autoencoders.base import VideoAutoencoder
 from sana_train.autoencoders.diffusers_io import load_diffusers, reset_tree
 from sana_train.autoencoders.weights import load_weights
 from sana_train.types import LatentSpec
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKLWan
 
 
 class WanAutoencoder(VideoAutoencoder):
@@ -56,8 +53,8 @@ class WanAutoencoder(VideoAutoencoder):
         stages = len(width_factors)
         if stages != 4:
             raise ValueError(f"Wan's 8x8x4 grid takes 4 width_factors, got {stages}")
-        given = {"latents_mean": latents_mean, "latents_std": latents_std}
-        self.vae: AutoencoderKLWan = AutoencoderKLWan(
+        given: dict[str, Any] = {"latents_mean": latents_mean, "latents_std": latents_std}
+        self.vae: Any = AutoencoderKLWan(
             base_dim=base_width,
             z_dim=latent_channels,
             dim_mult=list(width_factors),
