@@ -53,14 +53,15 @@ class WanAutoencoder(VideoAutoencoder):
         stages = len(width_factors)
         if stages != 4:
             raise ValueError(f"Wan's 8x8x4 grid takes 4 width_factors, got {stages}")
-        given: dict[str, Any] = {"latents_mean": latents_mean, "latents_std": latents_std}
+        statistics = {"latents_mean": latents_mean, "latents_std": latents_std}
+        given: dict[str, Any] = {name: list(value) for name, value in statistics.items() if value is not None}
         self.vae: Any = AutoencoderKLWan(
             base_dim=base_width,
             z_dim=latent_channels,
             dim_mult=list(width_factors),
             num_res_blocks=num_res_blocks,
             temperal_downsample=[False, True, True],  # spelt so in the published configs
-            **{name: list(value) for name, value in given.items() if value is not None},
+            **given,
         )
         config = self.vae.config
         if len(config.latents_mean) != latent_channels or len(config.latents_std) != latent_channels:
