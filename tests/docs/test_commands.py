@@ -1,0 +1,124 @@
+"""Every command of the documents: cheap ones run, the others are held against what they name."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from sana_train.cli import record
+from sana_train.cli.preflight import check_overrides
+from tests.docs.conftest import DOCUMENTS, NEEDS_EXAMPLE, ROOT
+
+NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
+MAX_LINES = 120
+LOOKS = {"--help", "--cfg", "--info"}
+_LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
+
+
+def commands(text: str) -> list[list[str]]:
+    """The commands of a block, split as a shell would; ``&&`` and line ends separate them."""
+    lines = text.replace("\\\n", " ").splitlines()
+    parts = [part for line in lines if not line.startswith("#") for part in line.split(" && ")]
+    return [words for part in parts if (words := shlex.split(part, comments=True))]
+
+
+def check(words: list[str]) -> None:
+    """Hold one command against what it names; a program that no rule knows is an error."""
+    program, arguments = words[0].removeprefix(".venv/bin/"), words[1:]
+    match [program, *arguments]:
+        case ["python" | "python3", "train.py", *rest]:
+            check_train(rest)
+        case ["python" | "python3", "-m", "sana_train.cli.record", *rest]:
+            record.parser().parse_args(rest)
+        case ["python", "-m", "pytest", *rest]:
+            assert all(word.startswith("-") or (ROOT / word).exists() for word in rest)
+        case ["python3", "-m", "venv", ".venv"]:
+            pass
+        case ["pip", "install", "-q", "-c", constraints, "-e", target]:
+            assert (ROOT / constraints).is_file()
+            extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+            assert target == "." or target.removeprefix(".[").removesuffix("]") in extras
+        case ["bash", script, *_]:
+            check_script(script)
+        case ["sbatch", *rest]:
+            position = next(i for i, word in enumerate(rest) if not word.startswith("--"))
+            check_script(rest[position])
+            check_train(rest[position + 1 :])
+        case ["hf", "download", repository, *_]:
+            assert any(repository in path.read_text() for path in (ROOT / "conf").rglob("*.yaml"))
+        case _:
+            raise AssertionError(f"no rule knows how to check {shlex.join(words)}")
+
+
+def check_train(arguments: list[str]) -> None:
+    if not LOOKS & set(arguments):
+        check_overrides([argument for argument in arguments if not argument.startswith("-")])
+        GlobalHydra.instance().clear()
+        return
+    done = subprocess.run(
+        [sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert len(done.stdout.splitlines()) > 20
+
+
+def check_script(script: str) -> None:
+    subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_commands(name: str, documents, place) -> None:
+    blocks = [block for block in documents[name] if block.language == "bash"]
+    assert {block.note for block in blocks} <= {"", NEEDS_EXAMPLE}
+    for block in sorted(blocks, key=lambda block: block.note == NEEDS_EXAMPLE):
+        if block.note == NEEDS_EXAMPLE:
+            place(name)
+        for words in commands(block.text):
+            check(words)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_somewhere(name: str) -> None:
+    text = (ROOT / name).read_text()
+    links = [link for link in _LINK.findall(text) if "://" not in link]
+    assert [link for link in links if not ((ROOT / name).parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_documents_are_short(name: str) -> None:
+    assert len((ROOT / name).read_text().splitlines()) <= MAX_LINES
+
+
+def test_the_readme_has_the_two_commands_each_with_its_set_up(documents) -> None:
+    job, tests = [block.text for block in documents["README.md"] if block.language == "bash"]
+    for command, end in ((job, "train.py experiment=ltx_adapt"), (tests, "-m pytest -q")):
+        assert [words[0] for words in commands(command)] == ["python3", ".venv/bin/pip", ".venv/bin/python"]
+        assert command.strip().endswith(end)
+
+
+def test_python_blocks_parse(documents) -> None:
+    for name, blocks in documents.items():
+        for block in blocks:
+            if block.language == "python":
+                compile(block.text, name, "exec")
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["make all", "python train.py training.lrr=1", "bash no/such.sh", "hf download no/such"],
+)
+def test_a_command_that_cannot_work_is_noticed(command: str) -> None:
+    with pytest.raises((AssertionError, ValueError, subprocess.CalledProcessError)):
+        check(shlex.split(command))
+
+
+def test_every_document_is_looked_at() -> None:
+    found = {path for folder in ("docs", "data", "experiments") for path in Path(ROOT / folder).glob("*.md")}
+    ledger = ROOT / "experiments" / "paper_claims.md"  # its commands are inline
+    assert found - {ledger} <= set(DOCUMENTS)
