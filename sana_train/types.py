@@ -98,6 +98,8 @@ class Batch:
         context: (B, S, D) encoded captions, padded.
         context_mask: (B, S) bool, True = token.
         attributes: ground truth of procedural clips; int64 of shape (B,) or (B, K), -1 = not applicable.
+        cells: (B, F, h, w) int64, what procedural clips show in each cell of a grid, -1 = the backdrop; an
+            aid to training that such sources give if asked.
     """
 
     index: Tensor
@@ -109,6 +111,7 @@ class Batch:
     context: Tensor | None = None
     context_mask: Tensor | None = None
     attributes: dict[str, Tensor] = field(default_factory=dict)
+    cells: Tensor | None = None
 
     def __len__(self) -> int:
         return self.index.shape[0]
@@ -123,7 +126,16 @@ class Batch:
             self,
             **{
                 name: move(getattr(self, name))
-                for name in ("index", "ordinals", "weight", "video", "latents", "context", "context_mask")
+                for name in (
+                    "index",
+                    "ordinals",
+                    "weight",
+                    "video",
+                    "latents",
+                    "context",
+                    "context_mask",
+                    "cells",
+                )
             },
             attributes={name: value.to(device) for name, value in self.attributes.items()},
         )

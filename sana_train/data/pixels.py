@@ -31,6 +31,7 @@ class ResidentPixels:
         self.device = torch.device(device)
         self.video: Tensor | None = None
         weights: list[Tensor] = []
+        cells: list[Tensor] = []
         columns: dict[str, list[Tensor]] = {}
         captions: list[str] = []
         for chunk in track_chunks(len(source), batch_size, "reading clips"):
@@ -43,10 +44,13 @@ class ResidentPixels:
             pixels = ((batch.video + 1.0) * 127.5).round().clamp(0, 255)
             self.video[chunk.start : chunk.stop] = pixels.to(torch.uint8)
             weights.append(batch.weight)
+            if batch.cells is not None:
+                cells.append(batch.cells.to(torch.int8))
             captions.extend(batch.captions)
             for name, value in batch.attributes.items():
                 columns.setdefault(name, []).append(value)
         self.weight = torch.cat(weights)
+        self.cells = torch.cat(cells) if cells else None
         self.captions = tuple(captions)
         self.attributes = {name: torch.cat(values) for name, values in columns.items()}
 
@@ -65,4 +69,5 @@ class ResidentPixels:
             captions=tuple(self.captions[i] for i in on_host),
             video=self.video[index].float() / 127.5 - 1.0,
             attributes={name: value[index] for name, value in self.attributes.items()},
+            cells=None if self.cells is None else self.cells[index].to(torch.int64),
         )

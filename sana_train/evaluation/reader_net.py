@@ -1,11 +1,12 @@
-"""The network that reads a procedural clip: features of frames, then one question per shape.
+"""The network that reads a procedural clip: what is where, cell by cell; then what the clip shows.
 
-Legend: B clips, F frames, S shapes, Q questions, T/H/W feature grid, N = T*H*W features, D width.
+Legend: B clips, F frames, S shapes, N cells of a frame, D width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +22,18 @@ from sana_train.data.world.scene import (
     SHAPES,
     TEXTURES,
 )
+from sana_train.evaluation.reader_backbone import STRIDE_PX, ReaderBackbone
+from sana_train.evaluation.reader_tracks import (
+    MAX_COUNT,
+    count_log_p,
+    presence_logit,
+    relation_logits,
+    tracks,
+)
 
 NUM_FRAMES = 16
 SIZE_PX = 128
+GRID = SIZE_PX // STRIDE_PX
 
 # answers per shape; ``shape`` is presence
 KEYED = {
@@ -34,125 +44,170 @@ KEYED = {
     "frequency": len(FREQUENCIES),
 }
 # answers per clip; ``count`` is one less than the number of objects
-GLOBAL = {"count": 3, "relation": len(RELATIONS), "background": len(BACKGROUNDS)}
+GLOBAL = {"count": MAX_COUNT, "relation": len(RELATIONS), "background": len(BACKGROUNDS)}
 ATTRIBUTES = (*KEYED, *GLOBAL)
+# answers per cell; the last ``shape`` is the backdrop
+DENSE = {
+    "shape": len(SHAPES) + 1,
+    "colour": len(COLOURS),
+    "texture": len(TEXTURES),
+    "frequency": len(FREQUENCIES),
+    "background": len(BACKGROUNDS),
+}
+_LOOKS = ("colour", "texture", "frequency")  # read off the cells of a shape
+_SURE = 0.3  # a cell less likely to show a shape is no part of it
+
+
+@dataclass
+class Sight:
+    """What a clip's cells show.
+
+    Attributes:
+        features: (B, F*N, D).
+        log_p: per entry of ``DENSE``, (B, F*N, classes).
+    """
+
+    features: Tensor
+    log_p: dict[str, Tensor]
 
 
 class ReaderNet(nn.Module):
     """Clips (B, 3, 16, 128, 128) -> logits per attribute: (B, S, classes) or (B, classes).
 
     Args:
-        width: channels of the finest features; coarser ones have 2 and 4 times as many.
-        num_blocks: residual blocks at the coarsest level.
-        num_decoder_layers: rounds of attention from questions to features.
+        width: channels of the finest features; coarser ones have 2 and 3 times as many.
+        num_blocks: residual blocks at each coarser level.
+        hidden: width of the networks that answer for a whole clip.
     """
 
-    def __init__(self, width: int = 32, num_blocks: int = 2, num_decoder_layers: int = 3) -> None:
+    def __init__(self, width: int = 48, num_blocks: int = 3, hidden: int = 128) -> None:
         super().__init__()
-        dim = 4 * width
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, width, 5, stride=2, padding=2),
-            _norm(width),
-            nn.SiLU(),
-            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
-            _norm(2 * width),
-            nn.SiLU(),
-            nn.Conv2d(2 * width, 2 * width, 3, padding=1),
-            _norm(2 * width),
-            nn.SiLU(),
-            nn.Conv2d(2 * width, dim, 3, stride=2, padding=1),
+        self.backbone = ReaderBackbone(width, num_blocks, NUM_FRAMES)
+        self.dense = nn.Conv2d(width, sum(DENSE.values()), 1)
+        seen = width + sum(DENSE[name] for name in ("shape", *_LOOKS))
+        self.shape_head = _head(seen + 3, hidden, 1 + sum(DENSE[name] for name in _LOOKS))
+        self.background_head = _head(width, hidden, DENSE["background"])
+        self.certainty = nn.ParameterDict(
+            {name: nn.Parameter(torch.tensor(2.0)) for name in (*_LOOKS, "background")}
         )
-        self.blocks = nn.ModuleList(_SpaceTimeBlock(dim) for _ in range(num_blocks))
-        self.halve_time = nn.Conv2d(dim, dim, (2, 1), stride=(2, 1))
-        self.norm = nn.LayerNorm(dim)
-        side = SIZE_PX // 8
-        self.place_t = nn.Parameter(0.02 * torch.randn(NUM_FRAMES // 2, 1, 1, dim))
-        self.place_h = nn.Parameter(0.02 * torch.randn(1, side, 1, dim))
-        self.place_w = nn.Parameter(0.02 * torch.randn(1, 1, side, dim))
-        self.questions = nn.Parameter(torch.randn(len(SHAPES) + len(GLOBAL), dim))
-        self.decoder = nn.ModuleList(_DecoderLayer(dim) for _ in range(num_decoder_layers))
-        self.answer_norm = nn.LayerNorm(dim)
-        self.heads = nn.ModuleDict({name: nn.Linear(dim, n) for name, n in {**KEYED, **GLOBAL}.items()})
+        self.motion_head = MotionHead(hidden)
 
     def forward(self, video: Tensor) -> dict[str, Tensor]:
+        return self.answer(self.look(video))
+
+    def look(self, video: Tensor) -> Sight:
+        """Features and log-probabilities of every cell."""
         if video.shape[1:] != (3, NUM_FRAMES, SIZE_PX, SIZE_PX):
             raise ValueError(
                 f"the reader takes clips (B, 3, {NUM_FRAMES}, {SIZE_PX}, {SIZE_PX}), got {tuple(video.shape)}"
             )
-        features = self.features(video)  # (B, N, D)
-        answers = self.questions.expand(len(video), -1, -1)  # (B, Q, D)
-        for layer in self.decoder:
-            answers = layer(answers, features)
-        answers = self.answer_norm(answers)
-        shapes = answers[:, : len(SHAPES)]
-        logits = {name: self.heads[name](shapes) for name in KEYED}
-        for i, name in enumerate(GLOBAL):
-            logits[name] = self.heads[name](answers[:, len(SHAPES) + i])
+        features = self.backbone(rearrange(video, "b c f h w -> (b f) c h w"))
+        logits = rearrange(self.dense(features), "(b f) c h w -> b (f h w) c", f=NUM_FRAMES).float()
+        parts = logits.split(list(DENSE.values()), dim=-1)
+        log_p = {name: part.log_softmax(dim=-1) for name, part in zip(DENSE, parts, strict=True)}
+        return Sight(rearrange(features, "(b f) c h w -> b (f h w) c", f=NUM_FRAMES), log_p)
+
+    @staticmethod
+    def masks(sight: Sight) -> Tensor:
+        """(B, F, S, N) in [0, 1], without gradient: the cells that surely show a shape."""
+        p = sight.log_p["shape"].detach()[..., :-1].exp()
+        sure = (p - _SURE).clamp_min(0) / (1 - _SURE)
+        return rearrange(sure, "b (f n) s -> b f s n", f=NUM_FRAMES)
+
+    def answer(self, sight: Sight) -> dict[str, Tensor]:
+        """Logits per attribute."""
+        with torch.autocast(sight.features.device.type, enabled=False):
+            masks = self.masks(sight)
+            tracked = tracks(masks)
+            masks = rearrange(masks, "b f s n -> b s (f n)")
+            seen = torch.cat([sight.features.float(), *(sight.log_p[k] for k in ("shape", *_LOOKS))], dim=-1)
+            seen = masks @ seen / (masks.sum(dim=-1, keepdim=True) + 1)  # (B, S, D + classes)
+            prior = presence_logit(tracked)
+            total = prior.logsumexp(dim=1, keepdim=True)
+            most = tracked[..., 2].amax(dim=-1)
+            sizes = torch.stack([prior, prior - total, most], dim=-1)
+            learned = self.shape_head(torch.cat([seen, sizes], dim=-1))
+            present = prior + learned[..., 0]
+            logits = {
+                "shape": torch.stack([-present / 2, present / 2], dim=-1),
+                "motion": self.motion_head(tracked),
+                **self._looks(seen, learned[..., 1:]),
+            }
+            presence = present.sigmoid()
+            logits["count"] = count_log_p(presence)
+            logits["relation"] = relation_logits(tracked, presence > 0.5, GRID)
+            logits["background"] = self._background(sight)
         return logits
 
-    def features(self, video: Tensor) -> Tensor:
-        """(B, N, D), every feature knowing its place and time."""
-        x = self.stem(rearrange(video, "b c f h w -> (b f) c h w"))
-        for block in self.blocks:
-            x = block(x)
-        side = x.shape[-1]
-        x = self.halve_time(rearrange(x, "(b f) c h w -> b c f (h w)", f=NUM_FRAMES))
-        x = self.norm(rearrange(x, "b c t (h w) -> b t h w c", h=side))
-        return (x + self.place_t + self.place_h + self.place_w).flatten(1, 3)
+    def _looks(self, seen: Tensor, learned: Tensor) -> dict[str, Tensor]:
+        sizes = [DENSE[name] for name in _LOOKS]
+        pooled = seen[..., -sum(sizes) :].split(sizes, dim=-1)
+        return {
+            name: self.certainty[name] * mean + extra
+            for name, mean, extra in zip(_LOOKS, pooled, learned.split(sizes, dim=-1), strict=True)
+        }
+
+    def _background(self, sight: Sight) -> Tensor:
+        free = sight.log_p["shape"].detach()[..., -1:].exp().transpose(1, 2)  # (B, 1, F*N)
+        free = free / (free.sum(dim=-1, keepdim=True) + 1)
+        features = (free @ sight.features.float())[:, 0]
+        mean = (free @ sight.log_p["background"])[:, 0]
+        return self.certainty["background"] * mean + self.background_head(features)
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(8, channels)
+class MotionHead(nn.Module):
+    """Tracks (B, S, F, 4) -> motion logits (B, S, classes): a shape's own path, and how others move to it."""
 
-
-class _SpaceTimeBlock(nn.Module):
-    """A 3x3 convolution in space, then one over 3 frames, around a skip."""
-
-    def __init__(self, dim: int) -> None:
+    def __init__(self, hidden: int) -> None:
         super().__init__()
-        self.norm_space, self.norm_time = _norm(dim), _norm(dim)
-        self.space = nn.Conv2d(dim, dim, 3, padding=1)
-        self.time = nn.Conv2d(dim, dim, (3, 1), padding=(1, 0))
+        own = 4 * NUM_FRAMES + 3
+        self.own = nn.Linear(own, hidden)
+        self.pair_own, self.pair_other = nn.Linear(own, hidden), nn.Linear(own, hidden, bias=False)
+        self.pair_between = nn.Linear(2 * NUM_FRAMES, hidden, bias=False)
+        self.pair_out = nn.Linear(hidden, hidden)
+        self.head = _head(2 * hidden, hidden, len(MOTIONS))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B*F, D, H, W) -> same."""
-        hidden = F.silu(self.norm_time(self.space(F.silu(self.norm_space(x)))))
-        hidden = self.time(rearrange(hidden, "(b f) c h w -> b c f (h w)", f=NUM_FRAMES))
-        return x + rearrange(hidden, "b c f (h w) -> (b f) c h w", h=x.shape[-2])
-
-
-class _DecoderLayer(nn.Module):
-    """Questions look at the clip, then at each other."""
-
-    def __init__(self, dim: int, head_dim: int = 32) -> None:
-        super().__init__()
-        self.head_dim = head_dim
-        self.norm_look, self.norm_talk, self.norm_think = (nn.LayerNorm(dim) for _ in range(3))
-        self.look_q, self.look_kv, self.look_out = (
-            nn.Linear(dim, dim),
-            nn.Linear(dim, 2 * dim),
-            nn.Linear(dim, dim),
+    def forward(self, tracked: Tensor) -> Tensor:
+        centre, size, visible = tracked[..., :2], tracked[..., 2], tracked[..., 3]
+        middle, mean_size = centre.mean(dim=2, keepdim=True), size.mean(dim=2, keepdim=True)
+        path = torch.cat(
+            [
+                4 * (centre - middle).flatten(2),
+                2 * (size - mean_size),
+                visible,
+                middle.flatten(2),
+                mean_size - 3,
+            ],
+            dim=-1,
         )
-        self.talk_qkv, self.talk_out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.think = nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, dim))
+        between = 4 * (centre[:, None] - centre[:, :, None]).flatten(3)  # (B, S, other S, 2*F)
+        pairs = self.pair_own(path)[:, :, None] + self.pair_other(path)[:, None] + self.pair_between(between)
+        pairs = F.silu(self.pair_out(F.silu(pairs)))
+        weight = presence_logit(tracked).sigmoid()[:, None, :, None]
+        others = weight * (1 - torch.eye(tracked.shape[1], device=tracked.device))[..., None]
+        return self.head(torch.cat([F.silu(self.own(path)), (others * pairs).sum(dim=2)], dim=-1))
 
-    def forward(self, answers: Tensor, features: Tensor) -> Tensor:
-        """(B, Q, D), (B, N, D) -> (B, Q, D)."""
-        query = self.look_q(self.norm_look(answers))
-        key, value = self.look_kv(features).chunk(2, dim=-1)
-        answers = answers + self.look_out(self._attend(query, key, value))
-        query, key, value = self.talk_qkv(self.norm_talk(answers)).chunk(3, dim=-1)
-        answers = answers + self.talk_out(self._attend(query, key, value))
-        return answers + self.think(self.norm_think(answers))
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        query, key, value = (
-            rearrange(x, "b n (h d) -> b h n d", d=self.head_dim) for x in (query, key, value)
-        )
-        return rearrange(F.scaled_dot_product_attention(query, key, value), "b h n d -> b n (h d)")
+def _head(before: int, hidden: int, after: int) -> nn.Sequential:
+    head = nn.Sequential(nn.Linear(before, hidden), nn.SiLU(), nn.Linear(hidden, after))
+    nn.init.zeros_(head[-1].weight)
+    nn.init.zeros_(head[-1].bias)
+    return head
 
 
 def class_labels(attributes: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Ground truth of a batch as class indices of the heads, -1 = does not apply."""
     labels = {name: attributes[name] for name in ATTRIBUTES}
     return {**labels, "count": attributes["count"] - 1}
+
+
+def cell_labels(attributes: Mapping[str, Tensor], cells: Tensor) -> dict[str, Tensor]:
+    """Ground truth of cells (B, F, h, w) as class indices of ``DENSE``, (B, F*h*w), -1 = does not apply."""
+    cells = cells.flatten(1)
+    is_free = cells < 0
+    shown = cells.clamp_min(0)
+    labels = {"shape": torch.where(is_free, len(SHAPES), cells)}
+    for name in _LOOKS:
+        labels[name] = torch.where(is_free, -1, attributes[name].gather(1, shown))
+    labels["background"] = torch.where(is_free, attributes["background"][:, None], -1)
+    return labels

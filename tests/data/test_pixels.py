@@ -59,6 +59,25 @@ def test_values_past_the_range_are_clamped(squares: Any) -> None:
     assert torch.equal(video[1], torch.full_like(video[1], 1.0))
 
 
+def test_cells_are_kept_where_the_source_has_them(squares: Any) -> None:
+    assert ResidentPixels(squares, "cpu").batch([0]).cells is None
+
+    class WithCells(type(squares)):  # type: ignore[misc]
+        def batch(self, indices: Sequence[int]) -> Batch:
+            batch = super().batch(indices)
+            cells = (batch.index % 9 - 1).view(-1, 1, 1, 1).expand(-1, 9, 4, 4)
+            return replace(batch, cells=cells)
+
+    source = WithCells(12)
+    kept = ResidentPixels(source, "cpu", 5)
+    assert kept.cells is not None
+    assert kept.cells.dtype == torch.int8
+    cells = kept.batch([9, 2]).cells
+    assert cells is not None
+    assert cells.dtype == torch.int64
+    assert torch.equal(cells, source.batch([9, 2]).cells)
+
+
 def test_holes_stay_holes_and_shift_nothing(squares: Any) -> None:
     class OneBad(type(squares)):  # type: ignore[misc]
         def batch(self, indices: Sequence[int]) -> Batch:

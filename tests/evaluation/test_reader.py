@@ -123,7 +123,7 @@ def test_groups_cover_every_attribute_once() -> None:
 
 def test_the_first_of_17_frames_is_not_looked_at() -> None:
     torch.manual_seed(0)
-    reader = WorldReader(None, min_confidence=0.0, net=ReaderNet(width=8, num_blocks=1, num_decoder_layers=1))
+    reader = WorldReader(None, min_confidence=0.0, net=ReaderNet(width=8, num_blocks=1, hidden=16))
     video = WorldClips("train", 2).batch([0, 1]).video
     assert video is not None
     changed = video.clone()
@@ -135,9 +135,9 @@ def test_the_first_of_17_frames_is_not_looked_at() -> None:
 
 def test_weights_come_from_a_folder(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net = ReaderNet(width=8, num_blocks=1, num_decoder_layers=1)
+    net = ReaderNet(width=8, num_blocks=1, hidden=16)
     save_file({k: v.to(torch.bfloat16) for k, v in net.state_dict().items()}, tmp_path / "model.safetensors")
-    loaded = WorldReader(tmp_path, net=ReaderNet(width=8, num_blocks=1, num_decoder_layers=1))
+    loaded = WorldReader(tmp_path, net=ReaderNet(width=8, num_blocks=1, hidden=16))
     for name, value in loaded.net.state_dict().items():
         assert torch.equal(value, net.state_dict()[name].to(torch.bfloat16).float())
     with pytest.raises(FileNotFoundError, match="tiny/reader"):

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from sana_train.data.world.captions import captions
-from sana_train.data.world.render import render, textured_mask
+from sana_train.data.world.render import render, shape_cells, textured_mask
 from sana_train.data.world.sampling import Split, sample_scenes
 from sana_train.data.world.scene import Scenes, WorldSpec
 from sana_train.types import Batch
 
+_CELL_PX = 4
 _VERSION = 1  # part of the fingerprint; raise it when the same arguments give other clips
 
 
@@ -30,6 +31,7 @@ class WorldClips:
         size_px: height and width.
         device: where clips are rendered; indices and attributes stay on it too.
         spec: how hard the world is; the default world if null.
+        with_cells: batches tell what is where, in cells of 4 px.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class WorldClips:
         size_px: int = 128,
         device: str = "cpu",
         spec: WorldSpec | None = None,
+        with_cells: bool = False,
     ) -> None:
         if num_clips < 1:
             raise ValueError(f"num_clips={num_clips}: expected at least 1")
@@ -48,6 +51,7 @@ class WorldClips:
         self.num_clips, self.seed, self.frames, self.size_px = num_clips, seed, frames, size_px
         self.device = torch.device(device)
         self.spec = spec or WorldSpec()
+        self.with_cells = with_cells
         self.scenes([0])  # refuses a bad split now
 
     def __len__(self) -> int:
@@ -90,7 +94,16 @@ class WorldClips:
             attributes=scenes.attributes(),
         ).to(self.device)
         batch.video = render(scenes, self.frames, self.size_px, self.device)
+        if self.with_cells:
+            batch.cells = self._cells(scenes)
         return batch
+
+    def cells(self, indices: Sequence[int]) -> Tensor:
+        """(B, F, H / 4, W / 4) int64: the shape seen in each cell of 4 px, -1 = the backdrop."""
+        return self._cells(self.scenes(indices))
+
+    def _cells(self, scenes: Scenes) -> Tensor:
+        return shape_cells(scenes, self.frames, self.size_px // _CELL_PX, self.device)
 
     def flattened(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Clips (B, 3, F, H, W) with textures at their mean colour; textured pixels (B, 1, F, H, W) bool."""

@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
 from sana_train.data.world.motion import positions, radii
-from sana_train.data.world.scene import BACKDROP, BACKGROUNDS, SHAPES, TEXTURES, WORLD_PX, Scenes
+from sana_train.data.world.scene import BACKDROP, BACKGROUNDS, NUM_SLOTS, SHAPES, TEXTURES, WORLD_PX, Scenes
 from sana_train.data.world.shapes import DISTANCES
 from sana_train.data.world.surfaces import COLOUR_RGB, PALETTE_RGB, backdrop_mix, textures
 
 _WINDOW_PX = 64
 _OUTLINE_PX = 1.5
+_MIN_SIZE_PX = 64
 _CHUNK = 32  # clips painted at once; bounds memory to about 1 GiB at 128 px
 
 
@@ -35,27 +37,43 @@ def render(
     ``flatten_textures`` paints each texture as its mean colour. Raises ValueError for a ``size_px``
     that is no multiple of 32.
     """
-    return _render(scenes, frames, size_px, torch.device(device), flatten_textures, mask=False)
+    return _render(scenes, frames, size_px, device, 3, lambda painter: painter.paint(flatten_textures))
 
 
 def textured_mask(
     scenes: Scenes, frames: int = 17, size_px: int = 128, device: torch.device | str = "cpu"
 ) -> Tensor:
     """(B, 1, F, H, W) in [0, 1]: how much of a pixel shows the inside of a textured object."""
-    return _render(scenes, frames, size_px, torch.device(device), flatten=False, mask=True)
+    return _render(scenes, frames, size_px, device, 1, _Painter.mask)
+
+
+def shape_cells(
+    scenes: Scenes, frames: int = 17, grid: int = 32, device: torch.device | str = "cpu"
+) -> Tensor:
+    """(B, F, grid, grid) int64: the shape that covers most of a cell of the frame, -1 = the backdrop."""
+    size_px = max(_MIN_SIZE_PX, 2 * grid)  # coverage is anti-aliased: two samples across a cell will do
+    shares = _render(scenes, frames, size_px, device, NUM_SLOTS, _Painter.shares)
+    shares = F.avg_pool2d(shares.flatten(1, 2), size_px // grid).unflatten(1, (NUM_SLOTS, frames))
+    share, slot = shares.max(dim=1)  # (B, F, grid, grid)
+    shape = scenes.shape.to(slot.device).gather(1, slot.flatten(1)).view_as(slot)
+    return torch.where(share > 1 - shares.sum(dim=1), shape, -1)
 
 
 def _render(
-    scenes: Scenes, frames: int, size_px: int, device: torch.device, flatten: bool, mask: bool
+    scenes: Scenes,
+    frames: int,
+    size_px: int,
+    device: torch.device | str,
+    channels: int,
+    paint: Callable[[_Painter], Tensor],
 ) -> Tensor:
-    if size_px % 32 or size_px < 64:
+    if size_px % 32 or size_px < _MIN_SIZE_PX:
         raise ValueError(f"size_px={size_px}: expected a multiple of 32, at least 64")
     chunk = max(1, int(_CHUNK * (128 / size_px) ** 2))
-    out = torch.empty(len(scenes), 1 if mask else 3, frames, size_px, size_px, device=device)
+    out = torch.empty(len(scenes), channels, frames, size_px, size_px, device=device)
     for start in range(0, len(scenes), chunk):
         part = scenes[slice(start, start + chunk)]
-        painter = _Painter(part, frames, size_px, device)
-        painted = painter.mask() if mask else painter.paint(flatten)
+        painted = paint(_Painter(part, frames, size_px, torch.device(device)))
         out[start : start + chunk] = rearrange(painted, "c b f h w -> b c f h w")
     return out
 
@@ -98,6 +116,16 @@ class _Painter:
             textured = (self.scenes.texture[rows, slots] != plain).float().to(self.device)
             inside = self._coverage(distance + _OUTLINE_PX) * textured.view(-1, 1, 1, 1)
             self._blend(canvas, index, inside[None], self._coverage(distance))
+        return canvas
+
+    def shares(self) -> Tensor:
+        """(O, B, F, H, W) in [0, 1]: how much of a pixel shows each object."""
+        shape = (NUM_SLOTS, len(self.scenes), self.frames, self.size_px, self.size_px)
+        canvas = torch.zeros(shape, device=self.device)
+        for rows, slots in self._layers():
+            index, distance, _, _ = self._window(rows, slots)
+            itself = F.one_hot(slots, NUM_SLOTS).T.float().to(self.device)[..., None, None, None]
+            self._blend(canvas, index, itself.expand(-1, *distance.shape), self._coverage(distance))
         return canvas
 
     def _layers(self) -> Iterator[tuple[Tensor, Tensor]]:

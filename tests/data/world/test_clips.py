@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from sana_train.data.world.clips import WorldClips
+from sana_train.data.world.render import render
 from sana_train.data.world.scene import SHAPES, WorldSpec
 from sana_train.protocols import ClipSource
 
@@ -54,6 +56,34 @@ def test_clips_without_textures_for_the_texture_gate(clips: WorldClips) -> None:
     assert mask.any()
     difference = (flat - video).abs().amax(dim=1, keepdim=True)
     assert difference[mask].mean() > 20 * difference[~mask].mean()
+
+
+def test_cells_tell_which_shape_covers_them(clips: WorldClips) -> None:
+    indices = range(16)
+    cells = clips.cells(indices)
+    assert cells.shape == (16, 9, 16, 16)
+    assert cells.dtype == torch.int64
+    truth = clips.batch(indices).attributes["shape"]
+    for i in range(16):
+        assert set(cells[i].unique().tolist()) == {-1, *truth[i].nonzero().flatten().tolist()}
+    # Where cells show the backdrop, nothing is covered: only there do clips look alike without objects.
+    scenes = clips.scenes(indices)
+    bare = render(replace(scenes, shape=torch.full_like(scenes.shape, -1)), 9, 64)
+    gap = (clips.batch(indices).video - bare).abs().amax(dim=1)  # type: ignore[operator]
+    covered = F.avg_pool2d((gap > 0.02).float(), 4)
+    assert covered[cells < 0].mean() < 0.05
+    assert covered[cells >= 0].mean() > 0.9
+
+
+def test_batches_bring_cells_if_asked() -> None:
+    plain = WorldClips("train", 4)
+    assert plain.batch([1]).cells is None
+    asked = WorldClips("train", 4, with_cells=True)
+    batch = asked.batch([3, 1]).to("cpu")
+    assert batch.cells is not None
+    assert torch.equal(batch.cells, asked.cells([3, 1]))
+    assert batch.cells.shape == (2, 17, 32, 32)
+    assert asked.fingerprint() == plain.fingerprint()
 
 
 def test_the_fingerprint_tells_worlds_apart() -> None:
