@@ -30,7 +30,7 @@ from sana_train.utils.files import publish_file
 from sana_train.utils.rng import SampleRng
 
 # Training clips the linear denoiser is fitted on; the fit costs the square of their number.
-_FIT_CLIPS = {"cpu": 512, "cuda": 4096}
+_FIT_CLIPS = {"cpu": 512, "cuda": 2048}
 _MAX_COLUMNS = 6  # steps shown side by side
 
 
