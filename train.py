@@ -16,5 +16,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    preflight("train", sys.argv[1:])
+    sys.argv[1:] = preflight("train", sys.argv[1:])
     main()

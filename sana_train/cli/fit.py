@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,20 @@ from sana_train.training.callbacks.base import StepCallback
 from sana_train.training.callbacks.checkpoints import CheckpointCallback
 from sana_train.training.callbacks.progress import ProgressCallback
 from sana_train.training.callbacks.provenance import ProvenanceCallback, environment
+from sana_train.training.interruption import StopAtStepEnd
 from sana_train.training.jsonl import JsonlLogger
 from sana_train.training.shell import TrainingShell
-from sana_train.training.trainer import StopAtStepEnd, build_trainer
+from sana_train.training.trainer import build_trainer
 
 
 def pick_device(accelerator: str) -> torch.device:
-    """The device frozen parts and resident clips go to."""
+    """The device of this process, where frozen parts and resident clips go; one GPU per rank."""
     if accelerator == "gpu" and not torch.cuda.is_available():
         raise ValueError("trainer.accelerator=gpu, but torch sees no GPU; use auto or cpu")
-    use_gpu = accelerator != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda") if use_gpu else torch.device("cpu")
+    if accelerator == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    local_rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
 def pick_precision(precision: str, device: torch.device) -> str:
@@ -62,6 +66,7 @@ class Fit:
         console: Console,
     ) -> None:
         self.cfg, self.run_dir, self.run, self.console = cfg, run_dir, run, console
+        self.stop = StopAtStepEnd(console.print)
         training = cfg.training
         resume_from = ckpt.latest_resumable(run_dir)
         self.start_step = 0 if resume_from is None else ckpt.step_of(resume_from)
@@ -93,6 +98,11 @@ class Fit:
     def is_done(self) -> bool:
         return self.start_step >= self.cfg.training.max_steps
 
+    @property
+    def was_preempted(self) -> bool:
+        """Whether a signal of the cluster ended training."""
+        return self.stop.was_preempted
+
     def environment(self) -> dict[str, Any]:
         """Versions and hardware, for records."""
         return environment(pick_device(self.cfg.trainer.accelerator))
@@ -118,9 +128,10 @@ class Fit:
                 ),
                 ProvenanceCallback(self.run),
                 ProgressCallback(self.console, training.max_steps),
+                self.stop,
             ],
         )
-        with StopAtStepEnd(trainer, self.console.print):
+        with self.stop:
             trainer.fit(self.shell, datamodule=self.datamodule)
         return self.shell.completed_steps
 

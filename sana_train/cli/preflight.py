@@ -34,21 +34,34 @@ _INFORM_ONLY = {
     "-c",
     "--shell-completion",
 }
+_TAKE_A_VALUE = {"--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--package", "-p"}
 
 
-def preflight(config_name: str, arguments: Sequence[str]) -> None:
-    """Exit with one message that names every mistake of the command line, if there is one."""
+def preflight(config_name: str, arguments: Sequence[str]) -> list[str]:
+    """The command line as Hydra understands it; exits with every mistake named, if there is one."""
     if _INFORM_ONLY & {argument.split("=")[0] for argument in arguments}:
-        return
-    overrides = [a for a in arguments if not a.startswith("-") and ("=" in a or a.startswith("~"))]
+        return list(arguments)
     try:
-        cfg = check_overrides(overrides, config_name)
+        arguments = leave_out_parts(arguments, config_name)
+        cfg = check_overrides(arguments, config_name)
         require_weights(load(cfg))
         require_same_run(Path(cfg.paths.runs) / run_id(cfg), cfg)
     except (ConfigError, MissingWeightsError) as error:
         sys.exit(f"{error}\nNothing was started; `python {sys.argv[0]} --help` tells what there is to set.")
     finally:
         GlobalHydra.instance().clear()
+    return arguments
+
+
+def leave_out_parts(arguments: Sequence[str], config_name: str = "train") -> list[str]:
+    """``reader=null``, which Hydra refuses here, as ``~reader``; dropped where it is out already."""
+    groups = [argument.removesuffix("=null") for argument in arguments]
+    out = {a: g for a, g in zip(arguments, groups, strict=True) if a.endswith("=null") and _options(g)}
+    if not out:
+        return list(arguments)
+    rest = [argument for argument in arguments if argument not in out]
+    base = _compose(_parse(rest), config_name)
+    return rest + [f"~{group}" for group in out.values() if group in base]
 
 
 def check_overrides(overrides: Sequence[str], config_name: str = "train") -> DictConfig:
@@ -57,11 +70,7 @@ def check_overrides(overrides: Sequence[str], config_name: str = "train") -> Dic
     Raises:
         ConfigError: an unknown group option, an unknown key, a mistyped value.
     """
-    try:
-        parsed = [_first_of_sweep(o) for o in OverridesParser.create().parse_overrides(list(overrides))]
-    except HydraException as error:
-        raise ConfigError([str(error).splitlines()[0]]) from error
-    parsed = [override for override in parsed if not override.key_or_group.startswith("hydra")]
+    parsed = _parse(overrides)
     choices = [override for override in parsed if _options(override.key_or_group)]
     _require_options(choices)
     base = _compose(choices, config_name)
@@ -70,6 +79,17 @@ def check_overrides(overrides: Sequence[str], config_name: str = "train") -> Dic
     cfg = _compose(parsed, config_name)
     load(cfg)
     return cfg
+
+
+def _parse(arguments: Sequence[str]) -> list[Override]:
+    """The overrides among ``arguments`` that are not Hydra's own; of a sweep, its first value."""
+    before = ["", *arguments[:-1]]
+    lines = [a for a, last in zip(arguments, before) if not a.startswith("-") and last not in _TAKE_A_VALUE]
+    try:
+        parsed = [_first_of_sweep(override) for override in OverridesParser.create().parse_overrides(lines)]
+    except HydraException as error:
+        raise ConfigError([str(error).splitlines()[0]]) from error
+    return [override for override in parsed if not override.key_or_group.startswith("hydra")]
 
 
 def _compose(overrides: Sequence[Override], config_name: str) -> DictConfig:
@@ -99,7 +119,10 @@ def _require_options(choices: Sequence[Override]) -> None:
     for override in choices:
         group, name = override.key_or_group, override.value()
         options = _options(group)
-        if override.is_delete() or name is None or name in options or isinstance(name, list):
+        if override.is_delete() or name in options or isinstance(name, list):
+            continue
+        if name is None:
+            problems.append(f"{group}=null: a part is left out with ~{group}, which no sweep can hold")
             continue
         near = difflib.get_close_matches(str(name), options, n=1, cutoff=0.0)
         problems.append(

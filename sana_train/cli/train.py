@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from pathlib import Path
 
@@ -16,26 +17,29 @@ from sana_train.cli.fit import Fit, describe, pick_device
 from sana_train.cli.load import load
 from sana_train.cli.loggers import build_loggers, log_files
 from sana_train.cli.parts import Parts
+from sana_train.cli.process import EXIT_PREEMPTED, exit_when_preempted, readable_errors
 from sana_train.cli.run_id import check_same_run, run_id
 from sana_train.cli.study import Study
 from sana_train.cli.weights import require_weights
 from sana_train.training import checkpoint as ckpt
 from sana_train.training.callbacks.throughput import ThroughputCallback
+from sana_train.training.trainer import is_global_zero
 
 
 def main(cfg: DictConfig) -> None:
     """Run one experiment to ``training.max_steps``, going on from its last checkpoint if it has one."""
-    console = Console()
+    console = Console(quiet=not is_global_zero())
     _quieten()
-    config = load(cfg)
-    name = run_id(cfg)
-    run_dir = Path(config.paths.runs) / name
-    device = pick_device(config.trainer.accelerator)
-    torch.set_float32_matmul_precision("high")
-    banner.show(console, config, name, run_dir, device)
-    config = require_weights(config)
-    check_same_run(run_dir, cfg)
-    run(config, name, run_dir, device, console)
+    with readable_errors(), exit_when_preempted():
+        config = load(cfg)
+        name = run_id(cfg)
+        run_dir = Path(config.paths.runs) / name
+        device = pick_device(config.trainer.accelerator)
+        torch.set_float32_matmul_precision("high")
+        banner.show(console, config, name, run_dir, device)
+        config = require_weights(config)
+        check_same_run(run_dir, cfg)
+        run(config, name, run_dir, device, console)
 
 
 def run(config: RunConfig, name: str, run_dir: Path, device: torch.device, console: Console) -> None:
@@ -50,8 +54,12 @@ def run(config: RunConfig, name: str, run_dir: Path, device: torch.device, conso
     study = None if config.convergence is None else Study(config, parts, train, heldout, run_dir, console)
     loggers = build_loggers(config, run_dir, name)
     completed = fit([*(study.callbacks if study else []), throughput], loggers)
-    if completed < config.training.max_steps:
+    if fit.was_preempted or completed < config.training.max_steps:
         console.print(f"stopped at step {completed}; the same command goes on from there")
+        if fit.was_preempted:
+            sys.exit(EXIT_PREEMPTED)
+        return
+    if not is_global_zero():
         return
     final = ckpt.checkpoint_path(run_dir, completed)
     task.model.load_state_dict(ckpt.load_weights(final))

@@ -149,13 +149,14 @@ class TrainingShell(pl.LightningModule):
     def on_train_end(self) -> None:
         self._run_callbacks("on_run_end")
 
+    def _window_totals(self) -> dict[str, float]:
+        """The window's sums averaged over ranks, from which every rank of a resumed run goes on."""
+        reduce = self.trainer.strategy.reduce
+        return {name: float(reduce(total, reduce_op="mean")) for name, total in self._window_sums.items()}
+
     def _window_means(self) -> dict[str, float]:
         """Losses per step since the last log, over all ranks."""
-        reduce = self.trainer.strategy.reduce
-        return {
-            name: float(reduce(total / self._num_window_steps, reduce_op="mean"))
-            for name, total in self._window_sums.items()
-        }
+        return {name: total / self._num_window_steps for name, total in self._window_totals().items()}
 
     def _log_window(self) -> None:
         assert self._grad_norm is not None
@@ -206,15 +207,16 @@ class TrainingShell(pl.LightningModule):
             if isinstance(callback, StepCallback):
                 getattr(callback, hook)(self, self.completed_steps)
 
-    def save_checkpoint(self, run: dict[str, Any], *, with_training_state: bool) -> Path:
-        """Publish a checkpoint of the present step."""
+    def save_checkpoint(self, run: dict[str, Any], *, with_training_state: bool) -> None:
+        """Check the weights on every rank and publish a checkpoint of the present step from the first."""
         self.check_finite()
+        sums = self._window_totals()
+        if not self.trainer.is_global_zero:
+            return
         assert self.ema is not None
         state = ckpt.optimiser_state(self.trainer.optimizers[0])
-        sums = {name: total.item() for name, total in self._window_sums.items()}
-        target = ckpt.checkpoint_path(self.run_dir, self.completed_steps)
         ckpt.save_checkpoint(
-            target,
+            ckpt.checkpoint_path(self.run_dir, self.completed_steps),
             self.model.state_dict(),
             self.ema.state_dict(),
             {"optimiser": state} if with_training_state else None,
@@ -225,7 +227,6 @@ class TrainingShell(pl.LightningModule):
                 "window": {"num_steps": self._num_window_steps, "sums": sums},
             },
         )
-        return target
 
 
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:

@@ -1,15 +1,19 @@
-"""The Lightning trainer as this project runs it: our checkpoints, our progress bar, stop at a step's end."""
+"""The Lightning trainer as this project runs it: our checkpoints, our progress bar, our signals."""
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
-from types import FrameType
-from typing import Any, Literal
+from typing import Literal
 
 import lightning.pytorch as pl
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
 
 from sana_train.training.callbacks.base import StepCallback
 
@@ -37,6 +41,7 @@ def build_trainer(
         accumulate_grad_batches=accumulation,
         logger=list(loggers),
         callbacks=list(callbacks),
+        plugins=_plugins(),
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -47,25 +52,13 @@ def build_trainer(
     )
 
 
-class StopAtStepEnd:
-    """Inside the block the first Ctrl-C ends the run after the present step; the second at once.
+def _plugins() -> list[ClusterEnvironment]:
+    """Under SLURM, Lightning without the requeueing and the checkpoints of its own."""
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        return [SLURMEnvironment(auto_requeue=False)]
+    return []
 
-    Args:
-        trainer: to stop.
-        say: tells the user.
-    """
 
-    def __init__(self, trainer: pl.Trainer, say: Callable[[str], object]) -> None:
-        self.trainer, self.say = trainer, say
-        self._previous: Any = None
-
-    def __enter__(self) -> None:
-        self._previous = signal.signal(signal.SIGINT, self._handle)
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._previous)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.say("stopping after this step and saving; Ctrl-C again to stop at once")
-        self.trainer.should_stop = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+def is_global_zero() -> bool:
+    """Whether this process writes files and talks; known before a trainer exists, from the environment."""
+    return rank_zero_only.rank == 0  # type: ignore[attr-defined]

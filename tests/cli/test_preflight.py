@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sana_train.cli.load import REPOSITORY
-from sana_train.cli.preflight import check_overrides, preflight
+from sana_train.cli.preflight import check_overrides, leave_out_parts, preflight
 from sana_train.cli.schema import ConfigError
 
 
@@ -31,6 +31,7 @@ from sana_train.cli.schema import ConfigError
         (["model._target_=os.system"], "model._target_: 'os.system' is outside the places"),
         (["training.lr"], "training.lr"),
         (["training.seed=0,1", "training.lrr=1,2"], "the nearest is training.lr"),
+        (["reader=null,tiny"], "reader=null: a part is left out with ~reader"),
     ],
 )
 def test_names_the_mistake(overrides: list[str], message: str) -> None:
@@ -48,6 +49,16 @@ def test_a_default_of_the_signature_wants_a_plus() -> None:
 @pytest.mark.parametrize("flag", ["--help", "--info", "--info=defaults", "--cfg", "-c"])
 def test_only_looking_is_not_checked(flag: str) -> None:
     preflight("train", [flag, "nonsense=1"])
+
+
+@pytest.mark.parametrize("group", ["reader", "source", "adaptation", "convergence", "logger"])
+def test_null_leaves_a_part_out(group: str) -> None:
+    assert group not in check_overrides(leave_out_parts(["training.lr=1", f"{group}=null"]))
+
+
+def test_leaving_out_what_is_out_already_changes_nothing() -> None:
+    arguments = ["experiment=tiny/ltx2_vae", "-m", "training.seed=0,1"]
+    assert leave_out_parts([*arguments, "reader=null", "source=null"]) == arguments
 
 
 def test_exits_without_a_trace(tmp_path: Path) -> None:

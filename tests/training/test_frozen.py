@@ -47,6 +47,24 @@ def test_hashes_before_and_after_are_recorded(tmp_path: Path) -> None:
     assert record["run_id"] == tmp_path.name
 
 
+def test_a_run_does_not_go_on_with_other_frozen_weights(tmp_path: Path) -> None:
+    launch(tmp_path, max_steps=2)
+    before = run_record(tmp_path)
+    task = make_task()
+    task.frozen[0].scale.data += 1e-3
+    with pytest.raises(ValueError, match=r"not those with which .* began \(0.ScaledSpace: .* then, .* now\)"):
+        launch(tmp_path, max_steps=4, task=task)
+    assert run_record(tmp_path) == before
+    assert launch(tmp_path, max_steps=4).completed_steps == 4
+
+
+def test_a_run_without_a_checkpoint_may_begin_anew_with_other_frozen_weights(tmp_path: Path) -> None:
+    launch(tmp_path, max_steps=0)
+    task = make_task()
+    task.frozen[0].scale.data += 1e-3
+    assert launch(tmp_path, max_steps=1, task=task).completed_steps == 1
+
+
 class Touch(StepCallback):
     def __init__(self, part: torch.nn.Module) -> None:
         self.part = part

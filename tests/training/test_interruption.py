@@ -20,6 +20,7 @@ from training_harness import assert_same_run, launch, make_task, metrics
 
 from sana_train.training import checkpoint as ckpt
 from sana_train.training.callbacks.base import StepCallback
+from sana_train.training.interruption import StopAtStepEnd
 from sana_train.training.shell import TrainingShell
 from sana_train.training.tasks.flow import FlowTask
 
@@ -35,8 +36,24 @@ class SlowSteps(StepCallback):
 
 
 def train_slowly(run_dir: Path) -> None:
+    """Exits with 75 where a cluster's signal ended it."""
     torch.set_num_threads(1)
-    launch(run_dir, max_steps=1000, micro_batch=4, callbacks=[SlowSteps()], checkpoint_every=1000)
+    stop = StopAtStepEnd(lambda text: None)
+    launch(run_dir, max_steps=1000, micro_batch=4, callbacks=[SlowSteps()], checkpoint_every=1000, stop=stop)
+    os._exit(75 if stop.was_preempted else 0)
+
+
+def train_slowly_under_slurm(run_dir: Path) -> None:
+    """As srun starts a task; an `scontrol` in the run's folder tells if somebody calls it."""
+    run_dir.mkdir(parents=True)
+    os.chdir(run_dir)
+    scontrol = run_dir / "scontrol"
+    scontrol.write_text("#!/bin/sh\ntouch requeued\n")
+    scontrol.chmod(0o755)
+    job = {"JOB_ID": "17", "JOB_NAME": "train", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    os.environ.update({f"SLURM_{name}": value for name, value in job.items()})
+    os.environ["PATH"] = f"{run_dir}:{os.environ['PATH']}"
+    train_slowly(run_dir)
 
 
 def hang_in_second_save(run_dir: Path) -> None:
@@ -92,35 +109,60 @@ def checkpoints(run_dir: Path) -> list[str]:
     return sorted(os.listdir(run_dir / "checkpoints"))
 
 
-def test_ctrl_c_saves_and_the_run_goes_on(tmp_path: Path) -> None:
-    child = start(train_slowly, tmp_path / "stopped")
+@pytest.mark.parametrize(
+    ("target", "number", "code"),
+    [
+        (train_slowly, signal.SIGINT, 0),
+        (train_slowly, signal.SIGTERM, 75),
+        (train_slowly_under_slurm, signal.SIGTERM, 75),
+        (train_slowly_under_slurm, signal.SIGUSR1, 75),
+    ],
+)
+def test_a_signal_saves_and_the_run_goes_on(tmp_path: Path, target: Any, number: int, code: int) -> None:
+    child = start(target, tmp_path / "stopped")
     log = tmp_path / "stopped" / "metrics.jsonl"
     wait_until(lambda: log.is_file() and len(log.read_text().splitlines()) >= 2, child)
-    os.kill(child.pid, signal.SIGINT)
+    os.kill(child.pid, number)
     child.join(PATIENCE_S)
-    assert child.exitcode == 0
+    assert child.exitcode == code
     last = ckpt.latest_resumable(tmp_path / "stopped")
     assert last is not None
     step = ckpt.step_of(last)
     assert metrics(tmp_path / "stopped")[-1]["step"] == step
+    assert not list((tmp_path / "stopped").glob("*hpc*"))
+    assert not (tmp_path / "stopped" / "requeued").exists()
     resumed = launch(tmp_path / "stopped", max_steps=step + 2, micro_batch=4)
     straight = launch(tmp_path / "straight", max_steps=step + 2, micro_batch=4)
     assert_same_run(straight, resumed)
 
 
-class CtrlCBetweenMicroBatches(pl.Callback):
+class BetweenMicroBatches(pl.Callback):
+    """Acts at the second of four micro-batches of the third step."""
+
+    def __init__(self, act: Callable[[pl.Trainer], object]) -> None:
+        self.act = act
+
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 9:  # the second of four micro-batches of the third step
-            os.kill(os.getpid(), signal.SIGINT)
+        if batch_idx == 9:
+            self.act(trainer)
 
 
-def test_ctrl_c_inside_an_accumulated_step_drops_that_step(tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGINT)
-    callbacks = [CtrlCBetweenMicroBatches()]
+@pytest.mark.parametrize(
+    ("act", "completed"),
+    [
+        pytest.param(lambda trainer: os.kill(os.getpid(), signal.SIGINT), 3, id="Ctrl-C finishes the step"),
+        pytest.param(
+            lambda trainer: setattr(trainer, "should_stop", True), 2, id="Lightning's clock drops it"
+        ),
+    ],
+)
+def test_a_stop_inside_an_accumulated_step(tmp_path: Path, act: Any, completed: int) -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    callbacks = [BetweenMicroBatches(act)]
     stopped = launch(tmp_path / "stopped", max_steps=5, micro_batch=2, callbacks=callbacks, log_every=5)
-    assert stopped.completed_steps == 2
-    assert signal.getsignal(signal.SIGINT) is before
-    assert checkpoints(stopped.run_dir) == ["step_0000002"]
+    assert stopped.completed_steps == completed
+    assert {number: signal.getsignal(number) for number in before} == before
+    assert checkpoints(stopped.run_dir) == [f"step_{completed:07d}"]
     resumed = launch(tmp_path / "stopped", max_steps=5, micro_batch=2, log_every=5)
     straight = launch(tmp_path / "straight", max_steps=5, micro_batch=2, log_every=5)
     assert_same_run(straight, resumed)

@@ -17,10 +17,11 @@ from sana_train.models.sana_video import SanaVideoDiT
 from sana_train.training import checkpoint as ckpt
 from sana_train.training.callbacks.checkpoints import CheckpointCallback
 from sana_train.training.callbacks.provenance import ProvenanceCallback
+from sana_train.training.interruption import StopAtStepEnd
 from sana_train.training.jsonl import JsonlLogger, read_jsonl
 from sana_train.training.shell import TrainingShell
 from sana_train.training.tasks.flow import FlowTask
-from sana_train.training.trainer import StopAtStepEnd, build_trainer
+from sana_train.training.trainer import build_trainer
 from sana_train.types import LatentSpec
 
 SPEC = LatentSpec(channels=4, stride_t=8, stride_h=32, stride_w=32)
@@ -106,6 +107,8 @@ def launch(
     lr: float = 1e-2,
     warmup_steps: int = 2,
     clip_norm: float = 1.0,
+    devices: int = 1,
+    stop: StopAtStepEnd | None = None,
 ) -> TrainingShell:
     """Train from the run's last checkpoint up to ``max_steps``, in steps of 8 clips."""
     resume_from = ckpt.latest_resumable(run_dir)
@@ -128,22 +131,24 @@ def launch(
     )
     data = ClipDataModule(clips, clips, 8, micro_batch, seed=3, start_step=start_step)
     run = {"run_id": run_dir.name}
+    stop = StopAtStepEnd(lambda text: None) if stop is None else stop
     trainer = build_trainer(
         accelerator="cpu",
-        devices=1,
+        devices=devices,
         num_nodes=1,
         precision="32-true",
         num_steps=max_steps - start_step,
         max_minutes=None,
-        accumulation=data.split().accumulation,
+        accumulation=data.split(devices).accumulation,
         loggers=[JsonlLogger(run_dir, start_step)],
         callbacks=[
             *callbacks,  # type: ignore[list-item]
             CheckpointCallback(checkpoint_every, milestones, 2, run),
             ProvenanceCallback(run),
+            stop,
         ],
     )
-    with StopAtStepEnd(trainer, lambda text: None):
+    with stop:
         trainer.fit(shell, datamodule=data)
     return shell
 

@@ -28,21 +28,28 @@ class CheckpointCallback(StepCallback):
             )
         self.every, self.keep_full, self.run = every, keep_full, run
         self.milestones = frozenset(milestones)
+        self._last_full = 0
 
     def on_run_start(self, shell: TrainingShell, step: int) -> None:
-        ckpt.remove_leftovers(shell.run_dir)
+        self._last_full = step  # a run resumes from full checkpoints only
+        if shell.trainer.is_global_zero:
+            ckpt.remove_leftovers(shell.run_dir)
 
     def on_step_end(self, shell: TrainingShell, step: int) -> None:
         is_full = step % self.every == 0
         if is_full or step in self.milestones:
-            self._save(shell, with_training_state=is_full)
+            self._save(shell, step, with_training_state=is_full)
 
     def on_run_end(self, shell: TrainingShell, step: int) -> None:
-        target = ckpt.checkpoint_path(shell.run_dir, step)
-        if step and not (target / "training_state").is_dir():
-            self._save(shell, with_training_state=True)
+        if step != self._last_full:
+            self._save(shell, step, with_training_state=True)
 
-    def _save(self, shell: TrainingShell, *, with_training_state: bool) -> None:
+    def _save(self, shell: TrainingShell, step: int, *, with_training_state: bool) -> None:
         with shell.paused():
             shell.save_checkpoint(self.run, with_training_state=with_training_state)
-            ckpt.thin_out(shell.run_dir, self.keep_full, self.milestones)
+            if shell.trainer.is_global_zero:
+                ckpt.thin_out(shell.run_dir, self.keep_full, self.milestones)
+            # No rank computes on, or ends, while the files are still being written.
+            shell.trainer.strategy.barrier("checkpoint")
+        if with_training_state:
+            self._last_full = step

@@ -11,6 +11,8 @@ from sana_train.training.shell import TrainingShell
 class ConvergenceCallback(StepCallback):
     """Calls ``evaluate(step) -> metrics`` at each grid step, with averaged weights in the model.
 
+    The first rank evaluates while the others wait for its verdict.
+
     Args:
         grid: steps to evaluate at.
         evaluate: from the evaluation floor; also keeps what figures need.
@@ -37,12 +39,17 @@ class ConvergenceCallback(StepCallback):
             self._evaluate(shell, step)
 
     def _evaluate(self, shell: TrainingShell, step: int) -> None:
+        with shell.paused():
+            has_to_stop = shell.trainer.is_global_zero and self._measure(shell, step)
+            if shell.trainer.strategy.broadcast(has_to_stop):
+                shell.trainer.should_stop = True
+
+    def _measure(self, shell: TrainingShell, step: int) -> bool:
         assert shell.ema is not None
         was_training = shell.model.training
         shell.model.eval()
-        with shell.paused(), shell.ema.swapped_in():
+        with shell.ema.swapped_in():
             metrics = self.evaluate(step)
         shell.model.train(was_training)
         shell.report(metrics)
-        if self.on_metrics(step, metrics):
-            shell.trainer.should_stop = True
+        return self.on_metrics(step, metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 from pathlib import Path
@@ -29,23 +30,43 @@ class ProvenanceCallback(StepCallback):
 
     def on_run_start(self, shell: TrainingShell, step: int) -> None:
         self._before = _hashes(shell)
-        record = {**self.run, "environment": environment(shell.device), "frozen_before": self._before}
-        write_json(shell.run_dir / "run.json", record)
+        if shell.resume_from is not None:
+            self._require_same_frozen(shell.run_dir / "run.json")
+        self._write(shell, {"frozen_before": self._before})
 
     def on_run_end(self, shell: TrainingShell, step: int) -> None:
         after = _hashes(shell)
-        record = {
-            **self.run,
-            "environment": environment(shell.device),
-            "completed_steps": step,
-            "frozen_before": self._before,
-            "frozen_after": after,
-        }
-        write_json(shell.run_dir / "run.json", record)
+        self._write(shell, {"completed_steps": step, "frozen_before": self._before, "frozen_after": after})
         if after != self._before:
             raise RuntimeError(
                 f"a frozen module changed during training: {self._before} became {after}. Its weights "
                 "must not be in an optimiser; every recovery number of this run is void"
+            )
+
+    def _write(self, shell: TrainingShell, facts: dict[str, Any]) -> None:
+        if shell.trainer.is_global_zero:
+            record = {**self.run, "environment": environment(shell.device), **facts}
+            write_json(shell.run_dir / "run.json", record)
+
+    def _require_same_frozen(self, path: Path) -> None:
+        """The frozen parts must be those with which the run began.
+
+        Raises:
+            ValueError: naming each part that differs.
+        """
+        if not path.is_file():
+            return  # a checkpoint that was copied without its run
+        began = json.loads(path.read_text()).get("frozen_before", {})
+        names = sorted(
+            name for name in began.keys() | self._before.keys() if began.get(name) != self._before.get(name)
+        )
+        if names:
+            changes = "; ".join(
+                f"{n}: {began.get(n, 'none')} then, {self._before.get(n, 'none')} now" for n in names
+            )
+            raise ValueError(
+                f"the frozen parts are not those with which {path.parent.name} began ({changes}). Put the "
+                "former weights back, or start another run with run_id=<a new name>"
             )
 
 
