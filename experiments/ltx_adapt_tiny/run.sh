@@ -32,8 +32,8 @@ train() { # ID STEPS OVERRIDE...
   ((left > 60)) || return 1
   "$python" train.py experiment=record/adapt run_id="$id" training.max_steps="$max_steps" logger=csv \
     trainer.max_minutes="$((left / 60))" paths.runs="$runs" paths.weights="$weights" paths.data="$runs/data" \
-    "$@" >>"$runs/$id.log" 2>&1 || { echo "$id failed:" && tail -n 20 "$runs/$id.log"; }
-  is_done "$id"
+    "$@" >>"$runs/$id.log" 2>&1
+  is_done "$id" || { echo "$id is not done:" && tail -n 5 "$runs/$id.log" && return 1; }
 }
 
 train_and_add() { # ID STEPS ARM SEED LR [--sweep]
