@@ -26,9 +26,7 @@ class Denoiser(Protocol):
         """Caption work done once per sample: (B, S, D), (B, S) bool -> an opaque state."""
         ...
 
-    def __call__(
-        self, latents: Tensor, t: Tensor, state: Any, positions: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, latents: Tensor, t: Tensor, state: Any, positions: Tensor | None = None) -> Tensor:
         """Velocity (B, C, T, H, W) for noisy latents of that shape.
 
         ``t`` is (B,) or (B, T) in [0, 1]; ``positions`` is (3, N) real-valued token positions
@@ -100,9 +98,7 @@ class Reader(Protocol):
         """(B, 3, 16 or 17, H, W) in [-1, 1] -> labels shaped like ``Batch.attributes``, -1 = unreadable."""
         ...
 
-    def score(
-        self, read: Mapping[str, Tensor], truth: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def score(self, read: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Per attribute (B,) accuracy in [0, 1], NaN where the attribute does not apply."""
         ...
 

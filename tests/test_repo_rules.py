@@ -71,7 +71,10 @@ def test_shipped_files_are_small() -> None:
     assert sum(mib for name, mib in sizes.items() if name.startswith("data/tiny/")) <= MAX_SHIPPED_MIB
 
 
-@pytest.mark.parametrize("script", ["slurm/train.sbatch", ".ci/run", "experiments/ltx_adapt_tiny/run.sh", "experiments/tiny_parts/train.sh"])
+@pytest.mark.parametrize(
+    "script",
+    ["slurm/train.sbatch", ".ci/run", "experiments/ltx_adapt_tiny/run.sh", "experiments/tiny_parts/train.sh"],
+)
 def test_scripts_parse(script: str) -> None:
     subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
 

@@ -160,8 +160,9 @@ class DCAEV(VideoAutoencoder):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         for module in self.modules():
-            if module is not self and hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            reset = getattr(module, "reset_parameters", None)
+            if module is not self and reset is not None:
+                reset()
         self.latents_mean.zero_()
         self.latents_std.fill_(1.0 / self.latent_scale)
 

@@ -66,8 +66,9 @@ def _differences(ours: Any, theirs: Any) -> list[str]:
 def reset_tree(model: nn.Module) -> None:
     """Fresh random weights for every layer of ``model``; layers without a rule of their own are norms."""
     for module in model.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        reset = getattr(module, "reset_parameters", None)
+        if reset is not None:
+            reset()
             continue
         for name, parameter in module.named_parameters(recurse=False):
             if name not in ("gamma", "bias"):

@@ -131,7 +131,8 @@ class Study:
     def _keep_strip(self, step: int, video: Tensor) -> None:
         """(n, 3, F, H, W) in [-1, 1] as uint8, so that figures can be drawn again without the model."""
         frames = ((video.float().cpu() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
-        with publish_file(self.run_dir / "strips" / f"step_{step:06d}.npz") as scratch, scratch.open("wb") as file:
+        path = self.run_dir / "strips" / f"step_{step:06d}.npz"
+        with publish_file(path) as scratch, scratch.open("wb") as file:
             np.savez_compressed(file, video=frames)
 
     def _strips(self) -> dict[str, Tensor]:
@@ -145,7 +146,8 @@ class Study:
     def _shown(self, strips: dict[str, Tensor]) -> dict[str, Tensor]:
         """At most ``_MAX_COLUMNS`` of the strips, first and last among them, and what they should become."""
         labels = list(strips)
-        picked = np.unique(np.linspace(0, len(labels) - 1, min(len(labels), _MAX_COLUMNS)).round().astype(int))
+        num_columns = min(len(labels), _MAX_COLUMNS)
+        picked = np.unique(np.linspace(0, len(labels) - 1, num_columns).round().astype(int))
         target = self.evaluator.reference_videos(self.cfg.num_strips).cpu()
         return {labels[i]: strips[labels[i]] for i in picked} | {"held-out clip": target}
 
@@ -186,6 +188,7 @@ class Study:
         assert target is not None
         video = target.spec.video_shape(*clips.latents.shape[2:])
         shape = autoencoder.spec.latent_shape(video)
-        noise = SampleRng(0, torch.arange(len(clips), device=self.parts.device)).normal("source/samples", shape)
+        ordinals = torch.arange(len(clips), device=self.parts.device)
+        noise = SampleRng(0, ordinals).normal("source/samples", shape)
         latents = self.generator(model, clips.context, clips.context_mask, noise)
         return autoencoder.decode(autoencoder.denormalise(latents)).cpu()

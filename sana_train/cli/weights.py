@@ -43,8 +43,8 @@ def require_weights(config: RunConfig) -> RunConfig:
     paths = {value: str(path) for value, path in found.items()}
     source = config.source
     if source is not None:
-        autoencoder = _with_paths(source.autoencoder, paths)
-        source = replace(source, autoencoder=autoencoder, checkpoint=paths.get(source.checkpoint, source.checkpoint))
+        checkpoint = paths.get(source.checkpoint, source.checkpoint)
+        source = replace(source, autoencoder=_with_paths(source.autoencoder, paths), checkpoint=checkpoint)
     nodes = {
         name: _with_paths(getattr(config, name), paths)
         for name in ("autoencoder", "reader")

@@ -56,8 +56,9 @@ def save_bank(clips: ResidentClips, path: Path) -> None:
         "spec": json.dumps(clips.spec.to_dict()),
         "max_tokens": str(len(clips.text.positions)),
     }
+    on_cpu = {name: value.cpu().contiguous() for name, value in tensors.items()}
     with publish_file(path) as scratch:
-        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, scratch, metadata=notes)
+        save_file(on_cpu, scratch, metadata=notes)
 
 
 def load_bank(path: Path, device: torch.device | str) -> ResidentClips:
@@ -69,5 +70,5 @@ def load_bank(path: Path, device: torch.device | str) -> ResidentClips:
     attributes = {
         name.removeprefix(_ATTRIBUTE): value for name, value in tensors.items() if name.startswith(_ATTRIBUTE)
     }
-    spec = LatentSpec(**json.loads(notes["spec"]))
-    return ResidentClips(tensors["latents"], text, json.loads(notes["captions"]), attributes, tensors["weight"], spec)
+    captions, spec = json.loads(notes["captions"]), LatentSpec(**json.loads(notes["spec"]))
+    return ResidentClips(tensors["latents"], text, captions, attributes, tensors["weight"], spec)

@@ -41,7 +41,7 @@ def build_trainer(
         accumulate_grad_batches=accumulation,
         logger=list(loggers),
         callbacks=list(callbacks),
-        plugins=_plugins(),
+        plugins=_cluster(),
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -52,11 +52,11 @@ def build_trainer(
     )
 
 
-def _plugins() -> list[ClusterEnvironment]:
-    """Under SLURM, Lightning without the requeueing and the checkpoints of its own."""
+def _cluster() -> ClusterEnvironment | None:
+    """SLURM without Lightning's own requeueing and checkpoints; None lets Lightning find out."""
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
-        return [SLURMEnvironment(auto_requeue=False)]
-    return []
+        return SLURMEnvironment(auto_requeue=False)
+    return None
 
 
 def is_global_zero() -> bool:
