@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import permutations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,8 @@ class ClassifyTask:
         autoencoders: frozen; their reconstructions are read too. None: rendered clips only.
         reconstructed_share: of a batch, divided among the autoencoders.
         noise_share: of a batch.
+        recoloured_share: of a batch; their colour channels trade places and their colours are not asked
+            for, so that what shape or texture a colour comes with in training is no clue to either.
         max_noise_std: of the noise added to every clip.
         max_blur: 1 lets a clip be blurred by a full 3x3 binomial kernel.
         num_heldout_clips: held-out clips that the result is judged by.
@@ -46,6 +49,7 @@ class ClassifyTask:
         autoencoders: list[Autoencoder] | None,
         reconstructed_share: float,
         noise_share: float,
+        recoloured_share: float,
         max_noise_std: float,
         max_blur: float,
         num_heldout_clips: int,
@@ -63,6 +67,7 @@ class ClassifyTask:
             if isinstance(each, nn.Module):
                 self.frozen.append(nn.Module.requires_grad_(each, False).eval())
         self.reconstructed_share, self.noise_share = reconstructed_share, noise_share
+        self.recoloured_share = recoloured_share
         self.max_noise_std, self.max_blur = max_noise_std, max_blur
         self.num_heldout_clips = num_heldout_clips
         self._losses: Callable[..., dict[str, Tensor]] = reading_losses
@@ -84,8 +89,11 @@ class ClassifyTask:
             num_noise = round(self.noise_share * len(batch))
             frames = self._damage(self._reconstruct_some(batch.video), rng)
             frames = self._noise_some(frames, batch.video.shape, num_noise, rng)
+            frames, is_recoloured = self._recolour_some(frames, rng)
         of_clip = class_labels(batch.attributes)
         of_cells = cell_labels(batch.attributes, batch.cells[:, -NUM_FRAMES:])
+        for labels in (of_clip, of_cells):
+            labels["colour"] = torch.where(is_recoloured[:, None], -1, labels["colour"])
         is_noise = torch.arange(len(batch), device=frames.device) >= len(batch) - num_noise
         return self._losses(self.model, frames, of_clip, of_cells, is_noise)
 
@@ -111,6 +119,15 @@ class ClassifyTask:
         shifts = ((37 * f, 53 * f) for f in range(frames.shape[2]))
         noise = torch.cat([noise.roll(shift, dims=(3, 4)) for shift in shifts], dim=2)
         return (frames + self.max_noise_std * amount[:, 1] * noise).clamp(-1, 1)
+
+    def _recolour_some(self, frames: Tensor, rng: SampleRng) -> tuple[Tensor, Tensor]:
+        """Frames, some with their channels in another order, and (B,) bool: which."""
+        u = rng.uniform("recolour", (2,))
+        is_recoloured = u[:, 0] < self.recoloured_share
+        orders = torch.tensor(list(permutations(range(3)))[1:], device=frames.device)
+        order = orders[(len(orders) * u[:, 1]).long()]  # (B, 3)
+        order = torch.where(is_recoloured[:, None], order, torch.arange(3, device=frames.device))
+        return frames[torch.arange(len(frames), device=frames.device)[:, None], order], is_recoloured
 
     def _noise_some(self, frames: Tensor, shape: torch.Size, num: int, rng: SampleRng) -> Tensor:
         """Replace the last ``num`` clips by noise of pixels or, in turn, of an autoencoder's latents."""

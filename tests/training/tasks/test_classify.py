@@ -22,6 +22,7 @@ from sana_train.evaluation.reader_net import (
     class_labels,
 )
 from sana_train.protocols import Autoencoder, Task
+from sana_train.training.tasks import classify
 from sana_train.training.tasks.classify import ClassifyTask
 from sana_train.training.tasks.classify_losses import reading_losses
 from sana_train.types import Batch, LatentSpec
@@ -61,6 +62,7 @@ def _task(net: ReaderNet, autoencoders: list[Autoencoder] | None = None, **chang
     settings = {
         "reconstructed_share": 0.5,
         "noise_share": 0.25,
+        "recoloured_share": 0.0,
         "max_noise_std": 0.0,
         "max_blur": 0.0,
         **changes,
@@ -161,6 +163,28 @@ def test_damage_is_mild_and_counted(batch: Batch) -> None:
     gap = (first - batch.video[:, :, 1:]).abs().mean(dim=(1, 2, 3, 4))  # type: ignore[index]
     assert (gap > 1e-4).all()
     assert (gap < 0.1).all()
+
+
+def test_recoloured_clips_are_not_asked_for_colours(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def losses(net: ReaderNet, frames: Tensor, of_clip: dict, of_cells: dict, is_noise: Tensor) -> dict:
+        asked.update(frames=frames, clip=of_clip, cells=of_cells)
+        return {}
+
+    monkeypatch.setattr(classify, "reading_losses", losses)
+    assert batch.video is not None
+    assert batch.cells is not None
+    _step(_task(_net(), noise_share=0.0, recoloured_share=0.5), batch)
+    video = batch.video[:, :, 1:]
+    moved = (asked["frames"] != video).flatten(1).any(dim=1)
+    assert 0 < moved.sum() < 8
+    torch.testing.assert_close(asked["frames"].sort(dim=1).values, video.sort(dim=1).values)
+    assert (asked["clip"]["colour"][moved] == -1).all()
+    assert (asked["cells"]["colour"][moved] == -1).all()
+    assert torch.equal(asked["clip"]["colour"][~moved], batch.attributes["colour"][~moved])
+    assert torch.equal(asked["clip"]["texture"], batch.attributes["texture"])
+    assert batch.attributes["colour"].max(dim=1).values.min() >= 0  # the batch keeps its own
 
 
 def test_training_fits_a_batch(batch: Batch) -> None:
