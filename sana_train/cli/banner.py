@@ -55,11 +55,12 @@ def _facts(config: RunConfig, run_dir: Path, device: torch.device) -> dict[str, 
 
 
 def done(console: Console, run_dir: Path, completed: int, config: RunConfig) -> None:
-    """The closing table of what lies where."""
-    table = Table(title=f"{config.name} at step {completed}", title_justify="left", show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
+    """The closing table of what lies where in the run's directory."""
+    console.print(
+        f"[bold]{config.name}[/bold] at step {completed}, in {run_dir}:", soft_wrap=True, highlight=False
+    )
+    table = Table.grid(padding=(0, 2))
     for name, text in _RESULTS.items():
         if (run_dir / name).exists():
-            table.add_row(text, str(run_dir / name))
+            table.add_row(f"  {name}", text)
     console.print(table)

@@ -12,14 +12,16 @@ from sana_train.cli.config import RunConfig
 from sana_train.cli.instantiate import instantiate
 from sana_train.cli.schema import TARGET
 from sana_train.cli.targets import arguments_of, resolve_target
+from sana_train.training.jsonl import read_jsonl
 
 _IMAGES, _VIDEOS = (".png", ".jpg"), (".mp4", ".gif")
 
 
-def build_loggers(config: RunConfig, run_dir: Path, run_id: str) -> list[Any]:
+def build_loggers(config: RunConfig, run_dir: Path, run_id: str, start_step: int = 0) -> list[Any]:
     """The Lightning logger of ``config.logger`` (none if that is left out), with the configuration logged.
 
-    It writes into ``run_dir`` under the run's id, so that a resumed run continues its own record.
+    It writes into ``run_dir`` under the run's id, so that a run resumed at ``start_step`` continues its
+    own record.
     """
     if config.logger is None:
         return []
@@ -29,8 +31,23 @@ def build_loggers(config: RunConfig, run_dir: Path, run_id: str) -> list[Any]:
     ours = {"save_dir": str(run_dir), "id": run_id, "name": run_id}
     supplied = {name: value for name, value in ours.items() if name in takes and name not in config.logger}
     logger = instantiate(config.logger, **supplied)
+    # Lightning hands on an option that W&B has dropped and warns about.
+    getattr(logger, "_wandb_init", {}).pop("anonymous", None)
     logger.log_hyperparams(asdict(config))
+    if config.logger[TARGET].endswith(".CSVLogger"):
+        _restore_table(logger, run_dir / "metrics.jsonl", start_step)
     return [logger]
+
+
+def _restore_table(logger: Any, history: Path, start_step: int) -> None:
+    """Lightning's table begins anew in every process: put back the rows of the earlier ones."""
+    if not start_step or not history.is_file():
+        return
+    for line in read_jsonl(history):
+        step = line.pop("step")
+        if step <= start_step:
+            logger.log_metrics(line, step=step)
+    logger.save()
 
 
 def log_files(loggers: Sequence[Any], files: Mapping[str, Path], step: int) -> None:

@@ -176,7 +176,8 @@ class Study:
             side_by_side_video(files["samples.mp4"], prompts, columns, fps=8)
         measured = self.evaluator.measure(self.parts.model)  # type: ignore[arg-type]
         replace(self.levels, reference=measured).save(self.run_dir / "export" / "levels.npz")
-        self.console.print(verdict(self._history()[0], self.levels), style="bold", highlight=False)
+        line = verdict(self._history()[0], self.levels)
+        self.console.print(line, style="bold", highlight=False, soft_wrap=True)
         return {name: path for name, path in files.items() if path.exists()}
 
     @torch.no_grad()

@@ -46,13 +46,15 @@ def run(config: RunConfig, name: str, run_dir: Path, device: torch.device, conso
     """Everything after the checks."""
     parts = Parts(config, device)
     task = parts.task()
-    if config.adaptation is not None:
-        console.print(str(parts.load_report), highlight=False)
     train, heldout = parts.clips_for(task)
     fit = Fit(config, task, train, heldout, run_dir, describe(config, name), console)
+    if fit.start_step:
+        console.print(f"going on from step {fit.start_step}", highlight=False)
+    elif config.adaptation is not None:
+        console.print(str(parts.load_report), highlight=False, soft_wrap=True)
     throughput = ThroughputCallback(config.trainer.log_every, *parts.work_per_sample(task, train))
     study = None if config.convergence is None else Study(config, parts, train, heldout, run_dir, console)
-    loggers = build_loggers(config, run_dir, name)
+    loggers = build_loggers(config, run_dir, name, fit.start_step)
     completed = fit([*(study.callbacks if study else []), throughput], loggers)
     if fit.was_preempted or completed < config.training.max_steps:
         console.print(f"stopped at step {completed}; the same command goes on from there")

@@ -27,4 +27,16 @@ def test_names_scale_batch_and_the_way_to_2b() -> None:
 
 
 def test_says_how_a_batch_is_split() -> None:
-    assert "64 clips per step, 8 at a time" in shown("experiment=tiny/dcae_v", "training.micro_batch=8")
+    assert "64 clips per step, 8 at a time" in shown("training.global_batch=64", "training.micro_batch=8")
+
+
+def test_the_closing_table_names_what_is_there_and_where(tmp_path: Path) -> None:
+    run_dir = tmp_path / ("long-run-id-" * 12)
+    (run_dir / "export").mkdir(parents=True)
+    (run_dir / "metrics.jsonl").touch()
+    out = io.StringIO()
+    banner.done(Console(file=out, width=80), run_dir, 500, load(compose_config()))
+    text = out.getvalue()
+    assert f"at step 500, in {run_dir}:" in text  # in one piece, to be copied
+    assert "metrics.jsonl" in text and "export" in text
+    assert "convergence.png" not in text

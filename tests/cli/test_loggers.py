@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,20 @@ def test_csv_imports_no_wandb(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", _CSV, str(tmp_path)], check=True, cwd=REPOSITORY)
     [row] = csv.DictReader((tmp_path / "metrics.csv").open())
     assert (row["loss"], row["step"]) == ("0.5", "3")
+
+
+def test_the_table_of_a_resumed_run_keeps_its_earlier_rows(tmp_path: Path) -> None:
+    rows = [{"step": step, "loss": 1.0 / step} for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "metrics.csv").write_text("step,loss\n1,1.0\n2,0.5\n3,0.3\n")
+    config = load(compose_config(["logger=csv"]))
+    [logger] = build_loggers(config, tmp_path, "mine", start_step=2)
+    logger.log_metrics({"loss": 0.25}, step=3)
+    logger.save()
+    table = [
+        (int(row["step"]), float(row["loss"])) for row in csv.DictReader((tmp_path / "metrics.csv").open())
+    ]
+    assert table == [(1, 1.0), (2, 0.5), (3, 0.25)]
 
 
 def test_no_logger_is_a_choice(tmp_path: Path) -> None:
