@@ -14,7 +14,9 @@ STRIDE_PX = 4
 
 
 class ReaderBackbone(nn.Module):
-    """(B*F, 3, H, W) -> (B*F, width, H / 4, W / 4): down to cells of 16 px, where frames are mixed, and up.
+    """Frames (B*F, 3, H, W) -> near and wide features (B*F, width, H / 4, W / 4).
+
+    The near ones see some 20 px; the wide ones come back from cells of 16 px, where frames are mixed.
 
     Args:
         width: channels of cells of 4 px; those of 8 and 16 px have 2 and 3 times as many.
@@ -38,15 +40,15 @@ class ReaderBackbone(nn.Module):
         self.deep_to_mid = nn.Conv2d(deep, mid, 1)
         self.mid_to_fine = nn.Conv2d(mid, width, 1)
         self.merge_mid, self.merge_fine = _Block(mid), _Block(width)
-        self.norm = _ChannelNorm(width)
+        self.norm_near, self.norm_wide = _ChannelNorm(width), _ChannelNorm(width)
 
-    def forward(self, frames: Tensor) -> Tensor:
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         fine = self.stem(frames.contiguous(memory_format=torch.channels_last))
         mid = self.mid(self.to_mid(fine))
         deep = self.deep(self.to_deep(mid))
         mid = self.merge_mid(mid + _double(self.deep_to_mid(deep)))
-        fine = self.merge_fine(fine + _double(self.mid_to_fine(mid)))
-        return self.norm(fine)
+        wide = self.merge_fine(fine + _double(self.mid_to_fine(mid)))
+        return self.norm_near(fine), self.norm_wide(wide)
 
 
 class _ChannelNorm(nn.LayerNorm):

@@ -54,7 +54,8 @@ DENSE = {
     "frequency": len(FREQUENCIES),
     "background": len(BACKGROUNDS),
 }
-_LOOKS = ("colour", "texture", "frequency")  # read off the cells of a shape
+_PATTERNS = ("texture", "frequency")
+_LOOKS = ("colour", *_PATTERNS)  # read off the cells of a shape
 _SURE = 0.3  # a cell less likely to show a shape is no part of it
 
 
@@ -63,7 +64,7 @@ class Sight:
     """What a clip's cells show.
 
     Attributes:
-        features: (B, F*N, D).
+        features: (B, F*N, D), the wide ones.
         log_p: per entry of ``DENSE``, (B, F*N, classes).
     """
 
@@ -74,18 +75,21 @@ class Sight:
 class ReaderNet(nn.Module):
     """Clips (B, 3, 16, 128, 128) -> logits per attribute: (B, S, classes) or (B, classes).
 
+    Held-out clips pair colours with shapes and textures that training never shows with them. Colour is
+    therefore read where neither is to be seen, off near features.
+
     Args:
         width: channels of the finest features; coarser ones have 2 and 3 times as many.
         num_blocks: residual blocks at each coarser level.
         hidden: width of the networks that answer for a whole clip.
     """
 
-    def __init__(self, width: int = 48, num_blocks: int = 3, hidden: int = 128) -> None:
+    def __init__(self, width: int = 32, num_blocks: int = 3, hidden: int = 128) -> None:
         super().__init__()
         self.backbone = ReaderBackbone(width, num_blocks, NUM_FRAMES)
-        self.dense = nn.Conv2d(width, sum(DENSE.values()), 1)
-        seen = width + sum(DENSE[name] for name in ("shape", *_LOOKS))
-        self.shape_head = _head(seen + 3, hidden, 1 + sum(DENSE[name] for name in _LOOKS))
+        self.dense = nn.ModuleDict({name: nn.Conv2d(width, num, 1) for name, num in DENSE.items()})
+        seen = width + sum(DENSE[name] for name in ("shape", *_PATTERNS))
+        self.shape_head = _head(seen + 3, hidden, 1 + sum(DENSE[name] for name in _PATTERNS))
         self.background_head = _head(width, hidden, DENSE["background"])
         self.certainty = nn.ParameterDict(
             {name: nn.Parameter(torch.tensor(2.0)) for name in (*_LOOKS, "background")}
@@ -101,11 +105,10 @@ class ReaderNet(nn.Module):
             raise ValueError(
                 f"the reader takes clips (B, 3, {NUM_FRAMES}, {SIZE_PX}, {SIZE_PX}), got {tuple(video.shape)}"
             )
-        features = self.backbone(rearrange(video, "b c f h w -> (b f) c h w"))
-        logits = rearrange(self.dense(features), "(b f) c h w -> b (f h w) c", f=NUM_FRAMES).float()
-        parts = logits.split(list(DENSE.values()), dim=-1)
-        log_p = {name: part.log_softmax(dim=-1) for name, part in zip(DENSE, parts, strict=True)}
-        return Sight(rearrange(features, "(b f) c h w -> b (f h w) c", f=NUM_FRAMES), log_p)
+        near, wide = self.backbone(rearrange(video, "b c f h w -> (b f) c h w"))
+        logits = {name: head(near if name == "colour" else wide) for name, head in self.dense.items()}
+        log_p = {name: _by_cell(value).float().log_softmax(dim=-1) for name, value in logits.items()}
+        return Sight(_by_cell(wide), log_p)
 
     @staticmethod
     def masks(sight: Sight) -> Tensor:
@@ -120,32 +123,29 @@ class ReaderNet(nn.Module):
             masks = self.masks(sight)
             tracked = tracks(masks)
             masks = rearrange(masks, "b f s n -> b s (f n)")
-            seen = torch.cat([sight.features.float(), *(sight.log_p[k] for k in ("shape", *_LOOKS))], dim=-1)
-            seen = masks @ seen / (masks.sum(dim=-1, keepdim=True) + 1)  # (B, S, D + classes)
+            masks = masks / (masks.sum(dim=-1, keepdim=True) + 1)
+            mean = {name: masks @ log_p for name, log_p in sight.log_p.items()}  # (B, S, classes)
+            features = masks @ sight.features.float()  # (B, S, D)
             prior = presence_logit(tracked)
             total = prior.logsumexp(dim=1, keepdim=True)
             most = tracked[..., 2].amax(dim=-1)
             sizes = torch.stack([prior, prior - total, most], dim=-1)
-            learned = self.shape_head(torch.cat([seen, sizes], dim=-1))
+            seen = [features, *(mean[name] for name in ("shape", *_PATTERNS)), sizes]
+            learned = self.shape_head(torch.cat(seen, dim=-1))
             present = prior + learned[..., 0]
             logits = {
                 "shape": torch.stack([-present / 2, present / 2], dim=-1),
                 "motion": self.motion_head(tracked),
-                **self._looks(seen, learned[..., 1:]),
+                **{name: self.certainty[name] * mean[name] for name in _LOOKS},
             }
+            further = learned[..., 1:].split([DENSE[name] for name in _PATTERNS], dim=-1)
+            for name, logit in zip(_PATTERNS, further, strict=True):
+                logits[name] = logits[name] + logit
             presence = present.sigmoid()
             logits["count"] = count_log_p(presence)
             logits["relation"] = relation_logits(tracked, presence > 0.5, GRID)
             logits["background"] = self._background(sight)
         return logits
-
-    def _looks(self, seen: Tensor, learned: Tensor) -> dict[str, Tensor]:
-        sizes = [DENSE[name] for name in _LOOKS]
-        pooled = seen[..., -sum(sizes) :].split(sizes, dim=-1)
-        return {
-            name: self.certainty[name] * mean + extra
-            for name, mean, extra in zip(_LOOKS, pooled, learned.split(sizes, dim=-1), strict=True)
-        }
 
     def _background(self, sight: Sight) -> Tensor:
         free = sight.log_p["shape"].detach()[..., -1:].exp().transpose(1, 2)  # (B, 1, F*N)
@@ -186,6 +186,11 @@ class MotionHead(nn.Module):
         weight = presence_logit(tracked).sigmoid()[:, None, :, None]
         others = weight * (1 - torch.eye(tracked.shape[1], device=tracked.device))[..., None]
         return self.head(torch.cat([F.silu(self.own(path)), (others * pairs).sum(dim=2)], dim=-1))
+
+
+def _by_cell(x: Tensor) -> Tensor:
+    """(B*F, C, H, W) -> (B, F*H*W, C)."""
+    return rearrange(x, "(b f) c h w -> b (f h w) c", f=NUM_FRAMES)
 
 
 def _head(before: int, hidden: int, after: int) -> nn.Sequential:

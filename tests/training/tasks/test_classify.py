@@ -93,8 +93,9 @@ def _sizes(attributes: dict[str, Tensor], i: int) -> list[int]:
 
 def test_losses_are_per_clip_and_those_of_an_even_split_at_zero_heads(batch: Batch) -> None:
     net = _net()
-    torch.nn.init.zeros_(net.dense.weight)
-    torch.nn.init.zeros_(net.dense.bias)
+    for head in net.dense.values():
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.zeros_(head.bias)
     task = _task(net)
     assert isinstance(task, Task)
     losses = _step(task, batch)
@@ -133,7 +134,7 @@ def test_every_part_of_the_network_learns(batch: Batch) -> None:
     for module in net.modules():
         if isinstance(module, torch.nn.Linear) and not module.weight.any():
             torch.nn.init.normal_(module.weight, std=0.1)  # past their start at zero
-    net.dense.weight.data *= 20  # sure of some shapes, so that masks are not empty
+    net.dense["shape"].weight.data *= 20  # sure of some shapes, so that masks are not empty
     _step(_task(net), batch)["loss"].mean().backward()
     idle = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
     assert not idle
