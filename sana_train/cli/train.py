@@ -74,6 +74,9 @@ def run(config: RunConfig, name: str, run_dir: Path, device: torch.device, conso
 
 
 def _quieten() -> None:
-    """Lightning's advice about workers and devices is not for a user of this command."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    """Keep back what tells a user of this command nothing that they could act on."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
+    # Depthwise kernels have two equivalent memory layouts, and DDP remarks on it.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")

@@ -60,6 +60,22 @@ def test_adapt_go_on_and_refuse_another_configuration(
     assert place.files("runs/**/*") == before
 
 
+@pytest.mark.slow
+def test_a_runs_levels_are_the_next_ones_reference(
+    make_workplace: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = make_workplace()
+    place.train("run_id=native", "latents.mode=resident")
+    assert "no native reference" in capsys.readouterr().out
+    [heldout, train] = sorted(place.files("data/latents/bank/*.safetensors"))
+    levels = place.root / "runs" / "native" / "export" / "levels.npz"
+    place.train("run_id=moved", "latents.mode=resident", f"convergence.reference={levels}")
+    said = capsys.readouterr().out
+    assert "no native reference" not in said
+    assert "encoding" not in said
+    assert sorted(place.files("data/latents/bank/*.safetensors")) == [heldout, train]
+
+
 def test_the_report_says_what_is_kept(workplace: Any) -> None:
     parts = Parts(workplace.config(), torch.device("cpu"))
     report = str(parts.load_report)
