@@ -194,10 +194,10 @@ def _by_cell(x: Tensor) -> Tensor:
 
 
 def _head(before: int, hidden: int, after: int) -> nn.Sequential:
-    head = nn.Sequential(nn.Linear(before, hidden), nn.SiLU(), nn.Linear(hidden, after))
-    nn.init.zeros_(head[-1].weight)
-    nn.init.zeros_(head[-1].bias)
-    return head
+    last = nn.Linear(hidden, after)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(before, hidden), nn.SiLU(), last)
 
 
 def class_labels(attributes: Mapping[str, Tensor]) -> dict[str, Tensor]:

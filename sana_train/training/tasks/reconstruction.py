@@ -65,7 +65,10 @@ class ReconstructionTask:
         self.spectrum_weight, self.spectrum_patch_px = spectrum_weight, spectrum_patch_px
         self.latent_weight, self.latent_noise_std = latent_weight, latent_noise_std
         self.num_statistics_clips, self.num_heldout_clips = num_statistics_clips, num_heldout_clips
-        use_channels_last(autoencoder)
+        self._layout = torch.contiguous_format
+        if next(autoencoder.parameters()).is_cuda:  # what tensor cores take; slower on a CPU
+            self._layout = torch.channels_last_3d
+            lay_out(autoencoder, self._layout)
         self._losses: Callable[..., dict[str, Tensor]] = self._plain_losses
         if compile_mode != "none":
             self._losses = torch.compile(self._plain_losses, mode=compile_mode, dynamic=False)
@@ -82,7 +85,7 @@ class ReconstructionTask:
         return self._losses(batch.video, noise)
 
     def _plain_losses(self, video: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        latents, decoded = self.autoencoder(video.contiguous(memory_format=torch.channels_last_3d), noise)
+        latents, decoded = self.autoencoder(video.contiguous(memory_format=self._layout), noise)
         reference = self.autoencoder.reconstructed_frames(video)
         with torch.autocast(
             video.device.type, enabled=False
@@ -121,8 +124,8 @@ class ReconstructionTask:
         return metrics
 
 
-def use_channels_last(module: nn.Module) -> None:
-    """Lay 3-D convolution weights out channels-last, the layout that tensor cores take."""
+def lay_out(module: nn.Module, layout: torch.memory_format) -> None:
+    """Lay the weights of 3-D convolutions out in memory."""
     for parameter in module.parameters():
         if parameter.ndim == 5:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+            parameter.data = parameter.data.contiguous(memory_format=layout)

@@ -23,6 +23,7 @@ def small_model() -> DCAEV:
 
 def task(model: DCAEV | None = None, **overrides: object) -> ReconstructionTask:
     settings: dict[str, object] = {
+        "pixel_weight": 1.0,
         "gradient_weight": 0.5,
         "num_gradient_scales": 2,
         "spectrum_weight": 0.2,
