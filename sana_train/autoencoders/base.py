@@ -6,14 +6,15 @@ Legend: B batch, C latent channels, F frames, T/H/W latent grid.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sana_train.types import LatentSpec, VideoShape
-from sana_train.utils.hashing import tensors_hash
+from sana_train.utils.hashing import json_hash, tensors_hash
 
 
 class VideoAutoencoder(nn.Module, ABC):
@@ -21,9 +22,15 @@ class VideoAutoencoder(nn.Module, ABC):
 
     A subclass sets ``spec`` and writes ``encode``, ``decode_unclamped``, ``statistics`` and
     ``reset_parameters``. ``encode`` and ``decode_unclamped`` carry gradients.
+
+    Attributes:
+        spec: geometry of the latent space.
+        settings: what else of the configuration changes results and cannot be seen in the weights,
+            such as a chunk length or a padding; JSON values.
     """
 
     spec: LatentSpec
+    settings: Mapping[str, Any] = {}
 
     @abstractmethod
     def encode(self, video: Tensor) -> Tensor:
@@ -99,8 +106,12 @@ class VideoAutoencoder(nn.Module, ABC):
         std.copy_(variance.sqrt())
 
     def fingerprint(self) -> str:
-        """Hash of weights and statistics, as fp32 so that a bf16 file and its fp32 copy agree."""
-        return tensors_hash({name: value.detach().float() for name, value in self.state_dict().items()})
+        """Hash of all that results depend on: class, geometry, settings, weights and statistics.
+
+        Weights count as fp32, so that a bf16 file and its fp32 copy agree.
+        """
+        weights = tensors_hash({name: value.detach().float() for name, value in self.state_dict().items()})
+        return json_hash([class_path(self), self.spec.to_dict(), dict(self.settings), weights])
 
     def check_clip(self, video: Tensor) -> tuple[int, int, int, int]:
         """(C, T, H, W) of the latents of ``video`` (B, 3, F, H, W), or ``ValueError``."""
@@ -114,6 +125,11 @@ class VideoAutoencoder(nn.Module, ABC):
                 f"{type(self).__name__} decodes latents of shape (B, {self.spec.channels}, T, H, W), got "
                 f"{tuple(latents.shape)}; they are from another autoencoder"
             )
+
+
+def class_path(model: VideoAutoencoder) -> str:
+    """``package.module.Class``, as configurations name it."""
+    return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
 def missing_weights(kind: str, path: str | Path, remedy: str) -> FileNotFoundError:

@@ -121,6 +121,7 @@ class DCAEV(VideoAutoencoder):
         stride = 2 ** (len(widths) - 1)
         self.spec = LatentSpec(latent_channels, stride_t, stride, stride, "chunked", skip_frames)
         self.chunk_frames = chunk_frames
+        self.settings = {"chunk_frames": chunk_frames}
         self.latent_scale = latent_scale
         self.use_streaming = use_streaming
         self.encoder = Encoder(latent_channels, list(widths), list(encoder_depths), stride_t)

@@ -23,7 +23,8 @@ def load_diffusers(reference: Model, weights: str, remedy: str) -> Model:
 
     Raises:
         FileNotFoundError: no such folder, and no hub repository that could be reached.
-        ValueError: an architecture other than the configured one.
+        ValueError: an architecture other than the configured one, or a file whose keys are not exactly
+            the class's own: a tensor left at its default would spoil every latent unnoticed.
     """
     kind: Any = type(reference)
     folder = Path(weights)
@@ -36,13 +37,25 @@ def load_diffusers(reference: Model, weights: str, remedy: str) -> Model:
     else:
         raise missing_weights(kind.__name__, folder / "config.json", remedy)
     try:
-        loaded = kind.from_pretrained(weights, subfolder=subfolder, torch_dtype=torch.float32)
+        loaded, report = kind.from_pretrained(
+            weights, subfolder=subfolder, torch_dtype=torch.float32, output_loading_info=True
+        )
     except OSError as error:
         raise missing_weights(kind.__name__, weights, f"and the hub gave none ({error}); {remedy}") from error
     differing = _differences(reference, loaded)
     if differing:
         raise ValueError(
             f"{weights} holds another architecture than the config builds: {'; '.join(differing)}"
+        )
+    found = [
+        f"{len(report[kind])} {kind.replace('_', ' ')} (such as {report[kind][0]})"
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if report[kind]
+    ]
+    if found:
+        raise ValueError(
+            f"weights in {weights} do not fit {type(reference).__name__}: {'; '.join(found)}; fetch the "
+            "repository's own `vae` folder again"
         )
     return loaded
 

@@ -71,6 +71,14 @@ class LTX2VideoAutoencoder(VideoAutoencoder):
             )
         _check_widths(latent_channels, encoder_widths, downsample)
         self.spec = LatentSpec(latent_channels, stride_t, stride_px, stride_px, "causal")
+        # Resampling and shortcuts move numbers about without weights of their own.
+        self.settings = {
+            "downsample": list(downsample),
+            "upsample": list(upsample),
+            "use_upsample_residual": use_upsample_residual,
+            "patch_px": patch_px,
+            "decoder_padding": decoder_padding,
+        }
         num_up = len(upsample)
         self.vae: Any = AutoencoderKLLTX2Video(
             latent_channels=latent_channels,

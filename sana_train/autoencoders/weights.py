@@ -1,7 +1,7 @@
 """Weights of autoencoders on disk: ``model.safetensors``, ``spec.json``, ``record.json``.
 
-``spec.json`` says which class made the weights, their fingerprint and latent geometry, so that a
-folder of other weights is refused instead of decoding to noise.
+``spec.json`` says which class made the weights, with which geometry and settings, and the
+fingerprint, so that a folder of other weights is refused instead of decoding to noise.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sana_train.autoencoders.base import VideoAutoencoder, missing_weights
+from sana_train.autoencoders.base import VideoAutoencoder, class_path, missing_weights
 from sana_train.utils.files import publish_directory, write_json
 
 STATISTICS = ("latents_mean", "latents_std")
@@ -28,15 +28,16 @@ def save_autoencoder(model: VideoAutoencoder, directory: Path, record: dict[str,
     tensors = round_weights(model)
     spec = {
         "autoencoder": class_path(model),
-        "weights_hash": model.fingerprint(),
+        "fingerprint": model.fingerprint(),
         "latent_spec": model.spec.to_dict(),
+        "settings": dict(model.settings),
         "dtype": "bfloat16",
     }
     with publish_directory(Path(directory)) as scratch:
         save_file(tensors, scratch / "model.safetensors")
         write_json(scratch / "spec.json", spec)
         write_json(scratch / "record.json", record)
-    return spec["weights_hash"]
+    return spec["fingerprint"]
 
 
 def round_weights(model: VideoAutoencoder) -> dict[str, Tensor]:
@@ -65,15 +66,19 @@ def load_weights(model: VideoAutoencoder, path: str | Path) -> None:
         remedy = "a folder holds model.safetensors and spec.json; train them, or set weights=null"
         raise missing_weights(class_path(model), file, remedy)
     spec = json.loads((path / "spec.json").read_text())
-    expected = {"autoencoder": class_path(model), "latent_spec": model.spec.to_dict()}
+    expected = {
+        "autoencoder": class_path(model),
+        "latent_spec": model.spec.to_dict(),
+        "settings": dict(model.settings),
+    }
     for key, ours in expected.items():
         if spec[key] != ours:
             raise ValueError(f"{path} holds weights with {key} {spec[key]}, but the config builds {ours}")
     load_strict(model, load_file(file), path)
-    if model.fingerprint() != spec["weights_hash"]:
+    if model.fingerprint() != spec["fingerprint"]:
         raise ValueError(
             f"{file} has fingerprint {model.fingerprint()}, but spec.json beside it says "
-            f"{spec['weights_hash']}; the two are not from one save, fetch or train them again"
+            f"{spec['fingerprint']}; the two are not from one save, fetch or train them again"
         )
 
 
@@ -91,10 +96,6 @@ def load_strict(model: VideoAutoencoder, tensors: dict[str, Tensor], source: Pat
     if found:
         raise ValueError(f"weights in {source} do not fit {class_path(model)}: {'; '.join(found)}")
     model.load_state_dict(tensors)
-
-
-def class_path(model: VideoAutoencoder) -> str:
-    return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
 def _stored_dtype(name: str, value: Tensor) -> torch.dtype:

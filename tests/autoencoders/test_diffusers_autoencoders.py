@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sana_train.autoencoders.ltx2 import LTX2VideoAutoencoder
 from sana_train.autoencoders.wan import WanAutoencoder
@@ -109,6 +110,24 @@ def test_diffusers_folder_loads_and_another_architecture_does_not(tmp_path) -> N
         small_ltx2(decoder_layers=[1, 1, 0, 0], weights=str(tmp_path / "hub"))
     with pytest.raises(FileNotFoundError, match="no weights for AutoencoderKLLTX2Video at"):
         small_ltx2(weights=str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("latents_mean"), r"1 missing keys \(such as latents_mean\)"),
+        (lambda state: state.pop("encoder.conv_in.conv.weight"), "1 missing keys"),
+        (lambda state: state.update(extra=torch.zeros(1)), r"1 unexpected keys \(such as extra\)"),
+    ],
+)
+def test_a_diffusers_file_must_hold_exactly_the_keys_of_the_class(tmp_path, change, message: str) -> None:
+    small_ltx2().vae.save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    change(state)
+    save_file(state, file)
+    with pytest.raises(ValueError, match=message):
+        small_ltx2(weights=str(tmp_path))
 
 
 def test_wan_geometry_and_published_statistics() -> None:

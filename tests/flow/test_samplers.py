@@ -11,6 +11,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from sana_train.cli.load import compose_config
 from sana_train.flow.samplers import DPMSolverPP2M, Euler, Heun
 from sana_train.flow.schedules import ShiftedLinear
 from sana_train.flow.time_sampling import shift_time
@@ -94,9 +95,9 @@ def test_order_of_convergence(sampler, order):
     assert measured == pytest.approx([order, order], abs=0.15)
 
 
-@pytest.mark.parametrize(("sampler", "order"), zip(SAMPLERS[:2], ORDERS[:2], strict=True), ids=NAMES[:2])
-def test_the_whole_path_keeps_the_order(sampler, order):
-    """From t = 1 to t = 0 on the shifted grid, with Heun's last step of first order."""
+@pytest.mark.parametrize(("sampler", "order"), zip(SAMPLERS, [1, 2, 1.7], strict=True), ids=NAMES)
+def test_order_over_the_whole_path(sampler, order):
+    """From t = 1 to t = 0 on the shifted grid: DPM-Solver++ loses some at ends of infinite log-SNR."""
     gaussian = Gaussian(variances=(0.3, 1.0, 2.5))
     x = torch.randn(16, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     exact = gaussian.flow(x, 1.0, 0.0)
@@ -104,7 +105,25 @@ def test_the_whole_path_keeps_the_order(sampler, order):
         (sampler.sample(gaussian.velocity, x, ShiftedLinear(n, 3.0).sigmas()) - exact).abs().max().item()
         for n in (256, 512)
     ]
-    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.2)
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.15)
+
+
+def kept_variance(schedule, variance):
+    """The share of a Gaussian's variance that is left in samples; 1 is right."""
+    gaussian = Gaussian(variances=(variance,))
+    noise = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    out = DPMSolverPP2M().sample(gaussian.velocity, noise, schedule.sigmas())
+    return (out[1] - out[0]).square().item() / variance
+
+
+@pytest.mark.parametrize(("convergence", "least"), [("default", 0.85), ("2b", 0.75)])
+def test_shipped_schedules_keep_what_varies_little(convergence, least):
+    """Textures are latents of small variance; a last step from far out would average them away."""
+    node = compose_config([f"convergence={convergence}", "scale=tiny"]).convergence.generator
+    assert node.sampler._target_.endswith("DPMSolverPP2M")
+    schedule = ShiftedLinear(node.schedule.num_steps, node.schedule.shift)
+    assert all(least < kept_variance(schedule, variance) < 1.05 for variance in (0.1, 0.3, 1.0, 3.0))
+    assert kept_variance(ShiftedLinear(20, 8.0), 0.1) < 0.5
 
 
 def test_dpm_solver_is_exact_for_a_point_mass():
