@@ -18,7 +18,7 @@ from sana_train.data.resident import RaggedText, ResidentClips, encode_resident
 from sana_train.data.staging import FixedSource
 from sana_train.protocols import Autoencoder, TextEncoder
 from sana_train.types import LatentSpec
-from sana_train.utils.files import publish_file
+from sana_train.utils.files import one_at_a_time, publish_file
 
 _ATTRIBUTE = "attribute."
 
@@ -35,10 +35,12 @@ def banked_clips(
     made_by = (source.fingerprint(), autoencoder.fingerprint(), text_encoder.fingerprint())
     name = hashlib.sha256("/".join(made_by).encode()).hexdigest()[:16]
     path = folder / f"{name}.safetensors"
-    if not path.is_file():
-        clips = encode_resident(source, {"space": autoencoder}, text_encoder, device, batch_size)["space"]
-        save_bank(clips, path)
-        return clips
+    folder.mkdir(parents=True, exist_ok=True)
+    with one_at_a_time(folder / f".{name}.lock"):  # of several ranks one encodes, the others read
+        if not path.is_file():
+            clips = encode_resident(source, {"space": autoencoder}, text_encoder, device, batch_size)["space"]
+            save_bank(clips, path)
+            return clips
     return load_bank(path, device)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sana_train.protocols import ClipSource
-from sana_train.utils.files import write_json
+from sana_train.utils.files import one_at_a_time, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +47,7 @@ def staged_folder(target: Path, record_name: str, record: Mapping[str, Any]) -> 
         ValueError: ``target`` was made from something else.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with (target.parent / f".{target.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the system drops it with the process, however that ends
+    with one_at_a_time(target.parent / f".{target.name}.lock"):
         found = read_record(target, record_name)
         if found == record:
             yield None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -51,12 +53,27 @@ def _exchange(first: Path, second: Path) -> bool:
 def publish_file(target: Path) -> Iterator[Path]:
     """A scratch path beside ``target`` (same suffix), renamed to it if the block ends without an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
+    # Not the process id, which writers on two nodes may share; not mkstemp, whose files are private.
+    scratch = target.with_name(f".{target.stem}.{secrets.token_hex(8)}{target.suffix}")
     try:
         yield scratch
         os.replace(scratch, target)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def one_at_a_time(lock: Path) -> Iterator[None]:
+    """Processes that give the same ``lock`` file enter the block one after the other.
+
+    The file stays: were it removed, a process that waits for it and one that makes it anew would both enter.
+
+    Raises:
+        OSError: the file cannot be written, or its file system has no locks.
+    """
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # the system drops it with the process, however that ends
+        yield
 
 
 def write_json(target: Path, value: Any) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import pytest
@@ -31,12 +32,17 @@ def start(body, target):
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
 
-def kill_when_ready(process):
-    """Wait for the process to say that it is in the middle, then kill it without a chance to tidy up."""
+def wait_until_ready(process):
+    """Returns when the process says that it is in the middle."""
+    assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
+    process.stdout.close()
+
+
+def kill(process):
+    """End the process without a chance to tidy up."""
     process.send_signal(signal.SIGKILL)
     process.wait()
-    process.stdout.close()
 
 
 def contents(directory):
@@ -94,7 +100,9 @@ def test_directory_survives_a_kill_while_writing(tmp_path, old_exists):
         print("ready", flush=True)
         __import__("time").sleep(60)
     """
-    kill_when_ready(start(body, target))
+    process = start(body, target)
+    wait_until_ready(process)
+    kill(process)
     if old_exists:
         assert contents(target) == {"old"}
     else:
@@ -121,14 +129,12 @@ def test_directory_is_never_missing_at_any_moment_of_a_kill(tmp_path):
     """
     processes = [start(body, tmp_path / str(i) / "checkpoint") for i in range(4)]
     for i, process in enumerate(processes):
-        assert process.stdout.readline() == "ready\n"
+        wait_until_ready(process)
         target = tmp_path / str(i) / "checkpoint"
         deadline = time.monotonic() + 0.2 + 0.0137 * i
         while time.monotonic() < deadline:
             assert target.is_dir()
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        kill(process)
         assert len(list(target.iterdir())) == 3
         assert len(contents(target)) == 1
 
@@ -144,19 +150,33 @@ def test_file_survives_a_kill_while_writing(tmp_path, old):
         print("ready", flush=True)
         __import__("time").sleep(60)
     """
-    kill_when_ready(start(body, target))
+    process = start(body, target)
+    wait_until_ready(process)
+    kill(process)
     assert (target.read_text() if target.exists() else None) == old
 
 
-def test_file_is_published_with_its_suffix(tmp_path):
+def test_writers_with_one_process_id_do_not_share_a_scratch_file(tmp_path):
+    """On two nodes, or in two containers, two writers of one file may well have the same process id."""
+    target = tmp_path / "run.json"
+    with files.publish_file(target) as first, files.publish_file(target) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert target.read_text() == "first"  # the block that ends last
+    assert os.listdir(tmp_path) == ["run.json"]
+
+
+def test_file_is_published_with_its_suffix_and_for_all_to_read(tmp_path):
     """Writers such as matplotlib and PyAV choose the format by suffix."""
     target = tmp_path / "new" / "figure.png"
+    (tmp_path / "plain").touch()
     with files.publish_file(target) as scratch:
         assert scratch.suffix == ".png"
         assert scratch.parent == target.parent
         scratch.write_text("whole")
     assert target.read_text() == "whole"
     assert os.listdir(target.parent) == ["figure.png"]
+    assert target.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_a_failed_file_leaves_the_old_one_and_no_scratch(tmp_path):
@@ -166,6 +186,28 @@ def test_a_failed_file_leaves_the_old_one_and_no_scratch(tmp_path):
         files.write_json(target, {"step": object()})
     assert json.loads(target.read_text()) == {"step": 1}
     assert os.listdir(tmp_path) == ["run.json"]
+
+
+def test_a_block_under_a_lock_is_entered_by_one_process_at_a_time(tmp_path):
+    body = """
+    with files.one_at_a_time(target):
+        print("ready", flush=True)
+        __import__("time").sleep(60)
+    """
+    process = start(body, tmp_path / "lock")
+    wait_until_ready(process)
+    entered = threading.Event()
+
+    def enter():
+        with files.one_at_a_time(tmp_path / "lock"):
+            entered.set()
+
+    waiting = threading.Thread(target=enter)
+    waiting.start()
+    assert not entered.wait(0.2)
+    kill(process)  # a process that dies leaves nobody waiting
+    assert entered.wait(10)
+    waiting.join()
 
 
 def test_json_does_not_depend_on_key_order(tmp_path):
