@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count, islice
 
 import lightning
 import torch
@@ -12,6 +13,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from sana_train.data.order import BatchSplit, clip_indices
 from sana_train.protocols import ClipSource
 from sana_train.types import Batch
+
+# The order is worked out for so many samples at once: 0.2 ms per 256 clips at worst, 5 ms if step by step.
+_SAMPLES_AHEAD = 8192
 
 
 class MicroBatches(IterableDataset[Batch]):
@@ -28,17 +32,14 @@ class MicroBatches(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
         worker_id, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        micro_step = self.start_step * self.split.accumulation + worker_id
+        micro_steps = count(self.start_step * self.split.accumulation + worker_id, num_workers)
         while True:
-            yield self.micro_batch(micro_step)
-            micro_step += num_workers
-
-    def micro_batch(self, micro_step: int) -> Batch:
-        """This rank's ``micro_step``-th micro-batch, counted from step 0 of the run."""
-        ordinals = self.split.ordinals(micro_step)
-        indices = clip_indices(self.seed, ordinals, len(self.source))
-        batch = self.source.batch(indices.tolist())
-        return replace(batch, ordinals=ordinals.to(batch.index.device))
+            num_ahead = max(1, _SAMPLES_AHEAD // self.split.micro_batch)
+            ahead = [self.split.ordinals(step) for step in islice(micro_steps, num_ahead)]
+            indices = clip_indices(self.seed, torch.cat(ahead), len(self.source)).view(num_ahead, -1)
+            for ordinals, clips in zip(ahead, indices.tolist()):
+                batch = self.source.batch(clips)
+                yield replace(batch, ordinals=ordinals.to(batch.index.device))
 
 
 class HeldoutBatches(IterableDataset[Batch]):

@@ -19,17 +19,18 @@ _NUM_ROUNDS = 6
 
 
 def _permute_once(values: Tensor, keys: Tensor, half_bits: int) -> Tensor:
-    """A keyed bijection of [0, 4**half_bits)."""
+    """A bijection of [0, 4**half_bits) keyed by (rounds, B)."""
     mask = (1 << half_bits) - 1
     left, right = values >> half_bits, values & mask
-    for round_id in range(_NUM_ROUNDS):
-        mixed = hash64(right, hash64(keys, round_id))
-        left, right = right, left ^ (mixed & mask)
+    for key in keys:
+        left, right = right, left ^ (hash64(right, key) & mask)
     return (left << half_bits) | right
 
 
 def clip_indices(seed: int, ordinals: Tensor, num_clips: int) -> Tensor:
     """Clip ids (B,) int64 of the samples ``ordinals`` (B,) int64 of a run's stream.
+
+    Thousands of samples take little longer than a few, so ask for many at once.
 
     Raises:
         ValueError: there are no clips.
@@ -39,9 +40,12 @@ def clip_indices(seed: int, ordinals: Tensor, num_clips: int) -> Tensor:
     half_bits = max(1, ((num_clips - 1).bit_length() + 1) // 2)
     epoch = torch.div(ordinals, num_clips, rounding_mode="floor")
     keys = hash64(epoch, stream_key(seed, "data/order"))
+    keys = torch.stack([hash64(keys, round_id) for round_id in range(_NUM_ROUNDS)])  # (rounds, B)
     values = _permute_once(ordinals - epoch * num_clips, keys, half_bits)
-    while bool((outside := values >= num_clips).any()):  # 4 tries on average at most
-        values = torch.where(outside, _permute_once(values, keys, half_bits), values)
+    outside = (values >= num_clips).nonzero().flatten()
+    while len(outside):  # 4 tries on average at most; the last samples of many take dozens
+        values[outside] = walked = _permute_once(values[outside], keys[:, outside], half_bits)
+        outside = outside[walked >= num_clips]
     return values
 
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from sana_train.data import datamodule
 from sana_train.data.datamodule import ClipDataModule
-from sana_train.data.order import batch_indices
+from sana_train.data.order import batch_indices, clip_indices
 from sana_train.types import Batch
 
 
@@ -31,6 +32,22 @@ def test_ranks_and_rounds_draw_the_same_step(squares: Any, world_size: int, micr
     index, ordinals = drawn([batches[j] for j in range(rounds) for batches in per_rank])
     assert ordinals == list(range(16, 24))
     assert index == batch_indices(3, 2, len(squares), 8).tolist()
+
+
+def test_the_order_is_worked_out_many_steps_at_a_time(squares: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def count(seed: int, ordinals: torch.Tensor, num_clips: int) -> torch.Tensor:
+        asked.append(len(ordinals))
+        return clip_indices(seed, ordinals, num_clips)
+
+    monkeypatch.setattr(datamodule, "clip_indices", count)
+    monkeypatch.setattr(datamodule, "_SAMPLES_AHEAD", 12)
+    module = ClipDataModule(squares, squares, global_batch=8, micro_batch=2, seed=3)
+    index, ordinals = drawn(list(islice(module.train_batches(1, world_size=2, rank=1), 14)))
+    assert asked == [12, 12, 12]
+    assert ordinals == [step * 8 + slot for step in range(1, 8) for slot in (2, 3, 6, 7)]
+    assert index == clip_indices(3, torch.tensor(ordinals), len(squares)).tolist()
 
 
 def test_ordinals_do_not_change_the_clip(squares: Any) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sana_train.data import order
 from sana_train.data.order import BatchSplit, batch_indices, clip_indices, step_ordinals
+from sana_train.utils.rng import hash64
 
 
 @pytest.mark.parametrize("num_clips", [1, 2, 5, 16, 17, 1000])
@@ -34,6 +36,36 @@ def test_shuffle_has_no_order_left() -> None:
     followers = torch.bincount((clips[:, 1] - clips[:, 0]) % num_clips, minlength=num_clips)[1:]
     expected = num_epochs / (num_clips - 1)
     assert ((followers - expected) ** 2 / expected).sum().item() < 14 + 5 * 28**0.5
+
+
+def test_the_order_is_pinned() -> None:
+    """A run that resumes under newer code goes on in the order that it began with."""
+    ordinals = torch.tensor([0, 1, 2, 999, 1000, 131071, 131072, 10**9])
+    assert clip_indices(0, ordinals, 1000).tolist() == [62, 170, 800, 118, 623, 709, 296, 280]
+    assert clip_indices(0, ordinals, 131072).tolist() == [
+        20824,
+        36733,
+        507,
+        13845,
+        115747,
+        76241,
+        85050,
+        21972,
+    ]
+
+
+def test_only_what_fell_outside_walks_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashing all samples until the last of them is inside costs ten times as much."""
+    num_hashed = 0
+
+    def count(values: torch.Tensor, key: torch.Tensor | int) -> torch.Tensor:
+        nonlocal num_hashed
+        num_hashed += values.numel()
+        return hash64(values, key)
+
+    monkeypatch.setattr(order, "hash64", count)
+    clip_indices(0, torch.arange(4096), 65537)  # a bijection of 4 * 65,536 values: 4 tries on average
+    assert num_hashed < 4096 * 6 * (1 + 4 * 1.2)
 
 
 def test_a_step_is_independent_of_those_before() -> None:
