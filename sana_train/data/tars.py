@@ -11,16 +11,19 @@ import json
 import logging
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sana_train.utils.files import publish_file, sha256_bytes, sha256_file, write_json
+from sana_train.utils.files import one_at_a_time, publish_file, sha256_bytes, sha256_file, write_json
 
 logger = logging.getLogger(__name__)
 
 _INDEX_VERSION = 1
+_MAX_OPEN_TARS = 64  # a process may have 1024 files open, and the loader's queues need some
 # Facts about a sample, given its members by extension.
 Inspect = Callable[[Mapping[str, bytes]], dict[str, Any]]
 
@@ -115,22 +118,43 @@ def _read_index(tar: Path) -> tuple[dict[str, Any] | None, str]:
         return None, f"its index has version {index.get('version')}, this code writes {_INDEX_VERSION}"
     if index["num_bytes"] != tar.stat().st_size:
         return None, f"its index is of a tar of {index['num_bytes']} bytes, this has {tar.stat().st_size}"
-    if path.stat().st_mtime_ns < tar.stat().st_mtime_ns and index["sha256"] != sha256_file(tar):
-        return None, "its index is of another tar"
+    if path.stat().st_mtime_ns < tar.stat().st_mtime_ns:
+        if index["sha256"] != sha256_file(tar):
+            return None, "its index is of another tar"
+        with suppress(OSError):  # in a folder that cannot be written the tar is hashed at every start
+            os.utime(path)
     return index, ""
 
 
 def load_index(tar: Path, inspect: Inspect) -> dict[str, Any]:
-    """The index of ``tar``, rebuilt and written anew if it is missing or stale."""
-    index, why = _read_index(tar)
-    if index is None:
-        index = json.loads(json.dumps(_scan(tar, inspect)))
-        logger.warning("indexed %s again, because %s: %d samples", tar, why, len(index["samples"]))
-        try:
-            write_json(index_path(tar), index)
-        except OSError as error:
-            logger.warning("the index of %s cannot be kept (%s); it is built at every start", tar, error)
+    """The index of ``tar``, rebuilt and written anew if it is missing or stale.
+
+    Of several processes that find it so, one rebuilds it and the others wait.
+    """
+    index, _ = _read_index(tar)
+    if index is not None:
+        return index
+    with _index_lock(tar.parent):
+        index, why = _read_index(tar)
+        if index is None:
+            index = json.loads(json.dumps(_scan(tar, inspect)))
+            logger.warning("indexed %s again, because %s: %d samples", tar, why, len(index["samples"]))
+            try:
+                write_json(index_path(tar), index)
+            except OSError as error:
+                logger.warning("the index of %s cannot be kept (%s); it is built at every start", tar, error)
     return index
+
+
+@contextmanager
+def _index_lock(folder: Path) -> Iterator[None]:
+    """Held while a tar of ``folder`` is indexed; where no lock can be had, every process works for itself."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(one_at_a_time(folder / ".index.lock"))
+        except OSError as error:
+            logger.info("%s cannot be locked (%s); every process indexes its tars itself", folder, error)
+        yield
 
 
 class TarFolder:
@@ -163,26 +187,32 @@ class TarFolder:
                 for s in index["samples"]
             ]
         self.fingerprint = sha256_bytes("\n".join(hashes).encode())[:16]
-        self._descriptors: dict[tuple[int, int], int] = {}  # (process, tar) -> open file
+        # Tar -> open file, the one used last at the end. Forked processes have descriptors of their own
+        # under the same numbers, and reading at an offset moves nothing that they share.
+        self._descriptors: OrderedDict[int, int] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def read(self, index: int) -> dict[str, bytes]:
         """Extension -> bytes of sample ``index``."""
-        where = (os.getpid(), self._tar_of[index])
-        if where not in self._descriptors:
-            self._descriptors[where] = os.open(self.tars[where[1]], os.O_RDONLY)
-        descriptor = self._descriptors[where]
+        descriptor = self._open(self._tar_of[index])
         return {ext: _pread(descriptor, *at) for ext, at in self.samples[index].members.items()}
 
+    def _open(self, tar_id: int) -> int:
+        if tar_id not in self._descriptors:
+            if len(self._descriptors) == _MAX_OPEN_TARS:
+                os.close(self._descriptors.popitem(last=False)[1])
+            self._descriptors[tar_id] = os.open(self.tars[tar_id], os.O_RDONLY)
+        self._descriptors.move_to_end(tar_id)
+        return self._descriptors[tar_id]
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_descriptors": {}}
+        return {**self.__dict__, "_descriptors": OrderedDict()}
 
     def __del__(self) -> None:
-        for (process, _), descriptor in getattr(self, "_descriptors", {}).items():
-            if process == os.getpid():
-                os.close(descriptor)
+        for descriptor in getattr(self, "_descriptors", {}).values():
+            os.close(descriptor)
 
 
 def find_tars(folder: Path) -> list[Path]:
