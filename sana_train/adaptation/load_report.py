@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from dataclasses import dataclass, field
+from typing import Any
 
 WIDTH = 100
 TIE = "\u00a0"  # a space at which no line is broken
@@ -34,6 +35,16 @@ class LoadReport:
     def reinitialised(self) -> list[str]:
         """Every key of the model that does not come from the source."""
         return sorted([*self.new, *self.reshaped])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Keys by what became of them, and the trainable count, as JSON values."""
+        return {
+            "loaded": self.loaded,
+            "new": self.new,
+            "reshaped": self.reshaped,
+            "dropped": self.dropped,
+            "num_trainable": self.num_trainable,
+        }
 
     def __str__(self) -> str:
         """A table of at most 100 columns; the blocks are folded into one."""

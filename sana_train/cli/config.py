@@ -54,7 +54,8 @@ class TrainerConfig:
     num_nodes: int
     num_workers: int  # data processes per rank
     log_every: int  # optimiser steps between logged training metrics
-    max_minutes: float | None  # save and stop after this long; the same command goes on
+    max_minutes: float | None  # of this process, set-up included; then it saves
+    at_limit: Literal["stop", "finish"]  # stop: the same command goes on; finish: measure and export now
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class ConvergenceConfig:
     steps: list[int]  # the grid
     noise_levels: list[float]  # t of the held-out flow loss bands
     num_loss_clips: int
-    num_samples: int  # generated clips for the S90 numbers; 0 logs loss bands only
+    # Generated clips for the S90 numbers; 0 logs loss bands only. auto: 256 on a GPU, 0 on a CPU.
+    num_samples: int | Literal["auto"]
     num_clean_estimates: int  # clips decoded from one step at high noise; 0: none
     num_strips: int  # clips shown in strips and samples
     batch_size: int
@@ -87,8 +89,8 @@ class LatentsConfig:
     """How clips become latents."""
 
     # cached: encoded once to latent shards; resident: encoded once per process and kept on the device;
-    # online: encoded anew in every step.
-    mode: Literal["cached", "resident", "online"]
+    # online: encoded anew in every step; auto: online on a GPU, cached on a CPU.
+    mode: Literal["auto", "cached", "resident", "online"]
     batch_size: int  # clips encoded at a time
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from rich.console import Console
 
 from sana_train.cli.config import RunConfig
+from sana_train.cli.preflight import STARTED_S
 from sana_train.data.datamodule import ClipDataModule
 from sana_train.protocols import ClipSource, Task
 from sana_train.training import checkpoint as ckpt
@@ -51,7 +51,7 @@ class Fit:
         train: its clips.
         heldout: the clips it is judged by.
         run_dir: the run's directory, shared by every resume.
-        run: written into ``run.json`` and every checkpoint.
+        run: what does not change while the run goes on; written into ``run.json`` and every checkpoint.
         console: for the progress bar.
     """
 
@@ -66,7 +66,8 @@ class Fit:
         console: Console,
     ) -> None:
         self.cfg, self.run_dir, self.run, self.console = cfg, run_dir, run, console
-        self.stop = StopAtStepEnd(console.print)
+        minutes = cfg.trainer.max_minutes
+        self.stop = StopAtStepEnd(console.print, None if minutes is None else STARTED_S + 60 * minutes)
         training = cfg.training
         resume_from = ckpt.latest_resumable(run_dir)
         self.start_step = 0 if resume_from is None else ckpt.step_of(resume_from)
@@ -98,6 +99,11 @@ class Fit:
     def is_done(self) -> bool:
         return self.start_step >= self.cfg.training.max_steps
 
+    def is_over(self, completed: int) -> bool:
+        """Whether the run is to be measured and exported: at its last step, or at a limit that says so."""
+        is_at_limit = self.stop.was_late and self.cfg.trainer.at_limit == "finish"
+        return not self.was_preempted and (completed >= self.cfg.training.max_steps or is_at_limit)
+
     @property
     def was_preempted(self) -> bool:
         """Whether a signal of the cluster ended training."""
@@ -118,7 +124,6 @@ class Fit:
             num_nodes=cfg.trainer.num_nodes,
             precision=pick_precision(training.precision, pick_device(cfg.trainer.accelerator)),
             num_steps=training.max_steps - self.start_step,
-            max_minutes=cfg.trainer.max_minutes,
             accumulation=self.datamodule.split(world_size(cfg)).accumulation,
             loggers=[JsonlLogger(self.run_dir, self.start_step), *loggers],
             callbacks=[
@@ -143,8 +148,3 @@ def world_size(cfg: RunConfig) -> int:
         on_gpu = pick_device(cfg.trainer.accelerator).type == "cuda"
         devices = torch.cuda.device_count() if on_gpu else 1
     return devices * cfg.trainer.num_nodes
-
-
-def describe(cfg: RunConfig, run_id: str) -> dict[str, Any]:
-    """The part of ``run.json`` that does not change while the run goes on."""
-    return {"run_id": run_id, "config": dataclasses.asdict(cfg)}

@@ -51,7 +51,7 @@ def _restore_table(logger: Any, history: Path, start_step: int) -> None:
 
 
 def log_files(loggers: Sequence[Any], files: Mapping[str, Path], step: int) -> None:
-    """Show videos and images by file where a logger can (W&B); note other files' paths in its summary."""
+    """Show videos and images by file where a logger can (W&B)."""
     for logger in loggers:
         if not hasattr(logger, "log_video"):
             continue
@@ -60,5 +60,3 @@ def log_files(loggers: Sequence[Any], files: Mapping[str, Path], step: int) -> N
                 logger.log_video(name, [str(path)], step, format=[path.suffix[1:]])
             elif path.suffix in _IMAGES:
                 logger.log_image(name, [str(path)], step)
-            else:
-                logger.experiment.summary.update({name: str(path)})

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sana_train.adaptation.load_report import LoadReport
-from sana_train.cli.config import RunConfig
+from sana_train.cli.config import ConvergenceConfig, RunConfig
 from sana_train.cli.instantiate import instantiate
 from sana_train.cli.schema import TARGET
 from sana_train.cli.targets import arguments_of, resolve_target
@@ -29,6 +29,9 @@ from sana_train.models.flops import forward_flops
 from sana_train.models.sana_video import SanaVideoDiT
 from sana_train.protocols import Autoencoder, ClipSource, Reader, Task, TextEncoder
 from sana_train.types import VideoShape
+
+_NUM_SAMPLES = 256  # enough for intervals of a few points
+_RESIDENT_BYTES = 2**31  # a smaller cache of latents is kept in memory, a larger one is read as it is needed
 
 
 class Parts:
@@ -130,6 +133,23 @@ class Parts:
             return [{"name": "all", "params": list(self.model.parameters())}]
         return self.adaptation.parameter_groups(self.model)
 
+    def provenance(self) -> dict[str, Any]:
+        """What the DiT was made of: its load report, and the spaces built so far by fingerprint."""
+        if self.cfg.model is None or self.cfg.autoencoder is None:
+            return {}
+        spaces = {"target": self.autoencoder}
+        if "source_autoencoder" in vars(self):  # training does without it
+            spaces["source"] = self.source_autoencoder
+        report = None if self.load_report is None else self.load_report.to_dict()
+        fingerprints = {name: each.fingerprint() for name, each in spaces.items()}
+        return {"load_report": report, "autoencoders": fingerprints}
+
+    def num_samples(self, convergence: ConvergenceConfig) -> int:
+        """Generated clips per evaluation; a CPU is too slow to judge samples unless told to."""
+        if convergence.num_samples != "auto":
+            return convergence.num_samples
+        return _NUM_SAMPLES if self.device.type == "cuda" else 0
+
     # Clips -------------------------------------------------------------------------------------
 
     @cached_property
@@ -151,10 +171,12 @@ class Parts:
 
     def encoded(self, name: str, autoencoder: Autoencoder) -> tuple[ClipSource, ClipSource]:
         """(train, held-out) clips in an autoencoder's space, as ``cfg.latents`` says."""
-        latents = self._section("latents")
-        if latents.mode == "online":
+        mode = self._section("latents").mode
+        if mode == "auto":
+            mode = "online" if self.device.type == "cuda" else "cached"
+        if mode == "online":
             return self.pixels
-        if latents.mode == "resident":
+        if mode == "resident":
             return self._resident(autoencoder)
         return self._cached(name, autoencoder, "train"), self._cached(name, autoencoder, "heldout")
 
@@ -192,7 +214,8 @@ class Parts:
             description=f"encoding {split} clips, {name} space",
         )
         clips = LatentClips(out, autoencoder.fingerprint(), self.text_encoder.fingerprint())
-        return clips.resident(self.device)
+        size = sum(file.stat().st_size for file in out.glob("*.tar"))
+        return clips.resident(self.device) if size < _RESIDENT_BYTES else clips
 
     def work_per_sample(self, task: Task, train: ClipSource) -> tuple[int | None, int | None]:
         """(FLOPs forward and backward, latent tokens) of one training sample; None for other networks."""

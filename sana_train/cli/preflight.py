@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from sana_train.cli.load import CONF_DIR, compose_config, load, resolve
 from sana_train.cli.run_id import require_same_run, run_id
 from sana_train.cli.schema import ConfigError, nearest_key, valid_keys
 from sana_train.cli.weights import MissingWeightsError, require_weights
+
+# As near to the process's start as this package gets: what `trainer.max_minutes` counts from.
+STARTED_S = time.monotonic()
 
 _INFORM_ONLY = {
     "--help",

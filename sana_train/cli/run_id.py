@@ -18,17 +18,20 @@ from sana_train.utils.files import write_json
 IDENTITY_FILE = "identity.json"
 
 
-def identity(cfg: DictConfig) -> dict[str, Any]:
-    """Dotted key -> value of everything that changes the result.
+def portable(cfg: DictConfig) -> dict[str, Any]:
+    """Dotted key -> value of the whole configuration, with placeholders for what ``paths`` points to.
 
-    What ``paths`` points to is left as a placeholder, so that the same run has the same identity on
-    every machine.
+    So it says the same on every machine, and may be shipped.
     """
-    portable = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))
-    assert isinstance(portable, DictConfig)
-    portable.paths = {name: f"<{name}>" for name in cfg.paths}
-    flat = _flatten(resolve(portable))
-    return {key: value for key, value in sorted(flat.items()) if not _is_free(key)}
+    placed = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))
+    assert isinstance(placed, DictConfig)
+    placed.paths = {name: f"<{name}>" for name in cfg.paths}
+    return dict(sorted(_flatten(resolve(placed)).items()))
+
+
+def identity(cfg: DictConfig) -> dict[str, Any]:
+    """The part of ``portable`` that changes the result."""
+    return {key: value for key, value in portable(cfg).items() if not _is_free(key)}
 
 
 def run_id(cfg: DictConfig) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +15,14 @@ from rich.console import Console
 from torch import Tensor
 
 from sana_train.cli.config import RunConfig
+from sana_train.cli.fit import pick_precision
 from sana_train.cli.instantiate import instantiate
+from sana_train.cli.loggers import log_files
 from sana_train.cli.parts import Parts
 from sana_train.evaluation.convergence.collapse import CollapseFlag
 from sana_train.evaluation.convergence.evaluator import ConvergenceEvaluator
 from sana_train.evaluation.convergence.heldout import HeldOut, evaluation_mode
-from sana_train.evaluation.convergence.levels import Levels, load_arrays
+from sana_train.evaluation.convergence.levels import Levels, PerClip, load_arrays
 from sana_train.evaluation.convergence.linear_denoiser import LinearDenoiser
 from sana_train.evaluation.convergence.verdict import verdict
 from sana_train.evaluation.figures import convergence_figure
@@ -29,9 +34,12 @@ from sana_train.training.jsonl import read_jsonl
 from sana_train.utils.files import publish_file
 from sana_train.utils.rng import SampleRng
 
-# Training clips the linear denoiser is fitted on; the fit costs the square of their number.
+# Training clips the linear denoiser is fitted on, and what they may take in its float64; the fit costs
+# the square of their number.
 _FIT_CLIPS = {"cpu": 512, "cuda": 2048}
+_FIT_BYTES = 2**30
 _MAX_COLUMNS = 6  # steps shown side by side
+_REDRAW_S = 20.0  # drawing takes a second or two, evaluations may come as fast
 
 
 class Study:
@@ -44,6 +52,7 @@ class Study:
         heldout: held-out clips in the target space.
         run_dir: figures, strips and per-clip numbers go here.
         console: for the verdict.
+        loggers: are shown the figure whenever it is drawn.
     """
 
     def __init__(
@@ -54,10 +63,16 @@ class Study:
         heldout: ClipSource,
         run_dir: Path,
         console: Console,
+        loggers: Sequence[Any],
     ) -> None:
         assert cfg.convergence is not None
         self.cfg, self.parts, self.run_dir, self.console = cfg.convergence, parts, run_dir, console
-        self.heldout = self._gather(heldout, max(cfg.convergence.num_loss_clips, cfg.convergence.num_samples))
+        self.loggers = loggers
+        self.encode_batch = 16 if cfg.latents is None else cfg.latents.batch_size
+        is_half = pick_precision(cfg.training.precision, parts.device) == "bf16-mixed"
+        self.autocast_dtype = torch.bfloat16 if is_half else None
+        num_samples = parts.num_samples(cfg.convergence)
+        self.heldout = self._gather(heldout, max(cfg.convergence.num_loss_clips, num_samples))
         self.generator = instantiate(cfg.convergence.generator)
         self.evaluator = ConvergenceEvaluator(
             self.heldout,
@@ -67,13 +82,14 @@ class Study:
             run_dir / "clips",
             sigmas=cfg.convergence.noise_levels,
             num_clean_estimates=cfg.convergence.num_clean_estimates,
-            num_samples=cfg.convergence.num_samples,
+            num_samples=num_samples,
             batch_size=cfg.convergence.batch_size,
         )
         self.levels = self._levels(train)
         self.collapse = CollapseFlag()
         self._replay()
         self.name, self.has_source = cfg.name, cfg.source is not None
+        self._drawn_at_s: float | None = None
 
     @property
     def callbacks(self) -> list[StepCallback]:
@@ -86,13 +102,23 @@ class Study:
                 self.collapse.update(step, metrics["heldout/loss_high"])
 
     def _gather(self, source: ClipSource, count: int) -> HeldOut:
-        """The first ``count`` held-out clips, normalised and encoded; holes are left out."""
-        batch = source.batch(range(min(count, len(source)))).to(self.parts.device)
+        """The first ``count`` clips, normalised and encoded a few at a time; holes are left out."""
+        total, size = min(count, len(source)), self.encode_batch
+        parts = [self._encoded(source, range(i, min(i + size, total))) for i in range(0, total, size)]
+        return HeldOut(
+            torch.cat([part.latents for part in parts]),
+            torch.cat([part.context for part in parts]),
+            torch.cat([part.context_mask for part in parts]),
+            tuple(caption for part in parts for caption in part.captions),
+            {name: torch.cat([p.attributes[name] for p in parts]) for name in parts[0].attributes},
+        )
+
+    @torch.no_grad()
+    def _encoded(self, source: ClipSource, indices: range) -> HeldOut:
+        batch = source.batch(indices).to(self.parts.device)
         if batch.latents is None:
             assert batch.video is not None
-            with torch.no_grad():
-                latents = torch.cat([self.parts.autoencoder.encode(part) for part in batch.video.split(8)])
-            batch = replace(batch, latents=latents)
+            batch = replace(batch, latents=self.parts.autoencoder.encode(batch.video), video=None)
         if batch.context is None or batch.context_mask is None:
             context, mask = self.parts.text_encoder.encode(batch.captions)
             batch = replace(batch, context=context, context_mask=mask).to(self.parts.device)
@@ -112,20 +138,29 @@ class Study:
         levels = self.evaluator.levels(None, reference)
         if "heldout/loss_high" in levels.zero:
             return levels
-        fit_on = self._gather(train, _FIT_CLIPS[self.parts.device.type]).latents
+        clip_bytes = 8 * self.heldout.latents[0].numel()
+        num_clips = min(_FIT_CLIPS[self.parts.device.type], max(16, _FIT_BYTES // clip_bytes))
+        fit_on = self._gather(train, num_clips).latents
         return self.evaluator.levels(LinearDenoiser.fit(fit_on, self.cfg.noise_levels), reference)
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Metrics of the model as it is now, with a strip of samples and an up-to-date figure on disk."""
         model = self.parts.model
-        metrics = self.evaluator.evaluate(model, step)  # type: ignore[arg-type]
-        with evaluation_mode(model):
+        with self._precision(), evaluation_mode(model):
+            metrics = self.evaluator.evaluate(model, step)  # type: ignore[arg-type]
             self._keep_strip(step, self.evaluator.sample_videos(model, self.cfg.num_strips))  # type: ignore[arg-type]
         return metrics
 
+    def _precision(self) -> torch.autocast:
+        """The precision that the model trains in: callbacks run outside the trainer's."""
+        device = self.parts.device.type
+        return torch.autocast(device, self.autocast_dtype, enabled=self.autocast_dtype is not None)
+
     def _has_collapsed(self, step: int, metrics: dict[str, float]) -> bool:
         has_collapsed = self.collapse.update(step, metrics["heldout/loss_high"])
-        self._draw()
+        if self._drawn_at_s is None or time.monotonic() - self._drawn_at_s > _REDRAW_S:
+            self._draw()
+            log_files(self.loggers, {"convergence.png": self.run_dir / "convergence.png"}, step)
         return has_collapsed and self.cfg.stop_on_collapse
 
     def _keep_strip(self, step: int, video: Tensor) -> None:
@@ -162,9 +197,15 @@ class Study:
         strip = self._shown(self._strips())
         path = self.run_dir / "convergence.png"
         convergence_figure(path, history, self.levels, train_loss, strip, self.name)
+        self._drawn_at_s = time.monotonic()
 
-    def finish(self) -> dict[str, Path]:
-        """Draw all that a run ends with and print the verdict; returns what was written, by name."""
+    def measure(self) -> PerClip:
+        """Every metric of the model as it is now, per held-out clip."""
+        with self._precision(), evaluation_mode(self.parts.model):
+            return self.evaluator.measure(self.parts.model)  # type: ignore[arg-type]
+
+    def draw(self) -> dict[str, Path]:
+        """All pictures that a run ends with, by name."""
         self._draw()
         columns = self._shown(self._strips())
         if self.has_source:
@@ -174,11 +215,13 @@ class Study:
         sample_strip(files["samples.png"], prompts, columns)
         if importlib.util.find_spec("av") is not None:
             side_by_side_video(files["samples.mp4"], prompts, columns, fps=8)
-        measured = self.evaluator.measure(self.parts.model)  # type: ignore[arg-type]
+        return {name: path for name, path in files.items() if path.exists()}
+
+    def conclude(self, measured: PerClip) -> None:
+        """Keep ``measured`` of the exported weights as a reference for other runs; print the verdict."""
         replace(self.levels, reference=measured).save(self.run_dir / "export" / "levels.npz")
         line = verdict(self._history()[0], self.levels)
         self.console.print(line, style="bold", highlight=False, soft_wrap=True)
-        return {name: path for name, path in files.items() if path.exists()}
 
     @torch.no_grad()
     def _source_videos(self) -> Tensor:
@@ -191,5 +234,6 @@ class Study:
         shape = autoencoder.spec.latent_shape(video)
         ordinals = torch.arange(len(clips), device=self.parts.device)
         noise = SampleRng(0, ordinals).normal("source/samples", shape)
-        latents = self.generator(model, clips.context, clips.context_mask, noise)
+        with self._precision():
+            latents = self.generator(model, clips.context, clips.context_mask, noise)
         return autoencoder.decode(autoencoder.denormalise(latents)).cpu()

@@ -6,21 +6,24 @@ import logging
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
+from torch import nn
 
 from sana_train.cli import banner
 from sana_train.cli.config import RunConfig
-from sana_train.cli.fit import Fit, describe, pick_device
+from sana_train.cli.fit import Fit, pick_device
 from sana_train.cli.load import load
 from sana_train.cli.loggers import build_loggers, log_files
 from sana_train.cli.parts import Parts
 from sana_train.cli.process import EXIT_PREEMPTED, exit_when_preempted, readable_errors
-from sana_train.cli.run_id import check_same_run, run_id
+from sana_train.cli.run_id import check_same_run, portable, run_id
 from sana_train.cli.study import Study
 from sana_train.cli.weights import require_weights
+from sana_train.evaluation.convergence.levels import means
 from sana_train.training import checkpoint as ckpt
 from sana_train.training.callbacks.throughput import ThroughputCallback
 from sana_train.training.trainer import is_global_zero
@@ -39,24 +42,31 @@ def main(cfg: DictConfig) -> None:
         banner.show(console, config, name, run_dir, device)
         config = require_weights(config)
         check_same_run(run_dir, cfg)
-        run(config, name, run_dir, device, console)
+        facts = {"run_id": name, "config": portable(cfg)}
+        run(config, facts, run_dir, device, console)
 
 
-def run(config: RunConfig, name: str, run_dir: Path, device: torch.device, console: Console) -> None:
-    """Everything after the checks."""
+def run(
+    config: RunConfig, facts: dict[str, Any], run_dir: Path, device: torch.device, console: Console
+) -> None:
+    """Everything after the checks; ``facts`` go into every record of the run."""
+    torch.compiler.reset()  # a sweep runs many jobs in one process, and compiled code is kept by source line
     parts = Parts(config, device)
     task = parts.task()
     train, heldout = parts.clips_for(task)
-    fit = Fit(config, task, train, heldout, run_dir, describe(config, name), console)
+    facts |= parts.provenance()
+    fit = Fit(config, task, train, heldout, run_dir, facts, console)
     if fit.start_step:
         console.print(f"going on from step {fit.start_step}", highlight=False)
     elif config.adaptation is not None:
         console.print(str(parts.load_report), highlight=False, soft_wrap=True)
     throughput = ThroughputCallback(config.trainer.log_every, *parts.work_per_sample(task, train))
-    study = None if config.convergence is None else Study(config, parts, train, heldout, run_dir, console)
-    loggers = build_loggers(config, run_dir, name, fit.start_step)
+    loggers = build_loggers(config, run_dir, facts["run_id"], fit.start_step)
+    study = None
+    if config.convergence is not None:
+        study = Study(config, parts, train, heldout, run_dir, console, loggers)
     completed = fit([*(study.callbacks if study else []), throughput], loggers)
-    if fit.was_preempted or completed < config.training.max_steps:
+    if not fit.is_over(completed):
         console.print(f"stopped at step {completed}; the same command goes on from there")
         if fit.was_preempted:
             sys.exit(EXIT_PREEMPTED)
@@ -65,12 +75,24 @@ def run(config: RunConfig, name: str, run_dir: Path, device: torch.device, conso
         return
     final = ckpt.checkpoint_path(run_dir, completed)
     task.model.load_state_dict(ckpt.load_weights(final))
-    task.model.to(device).eval()
-    record = {**describe(config, name), "steps": completed, "environment": fit.environment()}
-    task.export(run_dir / "export", train, heldout, record)
-    if study is not None:
-        log_files(loggers, study.finish(), completed)
+    _round_weights(task.model.to(device).eval())
+    record = {**facts, "steps": completed, "environment": fit.environment()}
+    if study is None:
+        task.export(run_dir / "export", train, heldout, record)
+    else:
+        measured, files = study.measure(), study.draw()
+        record |= {**parts.provenance(), "heldout": means(measured)}
+        task.export(run_dir / "export", train, heldout, record)
+        study.conclude(measured)
+        log_files(loggers, files, completed)
     banner.done(console, run_dir, completed, config)
+
+
+@torch.no_grad()
+def _round_weights(model: nn.Module) -> None:
+    """Round the parameters to bf16, as exports hold them: what is measured is what is published."""
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(torch.bfloat16))
 
 
 def _quieten() -> None:

@@ -1,8 +1,9 @@
-"""Signals that end a run in good order: Ctrl-C, and what a cluster sends before it takes a machine away."""
+"""What ends a run in good order: Ctrl-C, a deadline, and the signals that a cluster sends."""
 
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -24,11 +25,14 @@ class StopAtStepEnd(StepCallback):
 
     Args:
         say: tells the user.
+        deadline_s: on ``time.monotonic``'s clock; the step that ends after it is the last.
     """
 
-    def __init__(self, say: Callable[[str], object]) -> None:
+    def __init__(self, say: Callable[[str], object], deadline_s: float | None = None) -> None:
         self.say = say
+        self.deadline_s = deadline_s
         self.was_preempted = False
+        self.was_late = False
         self._received: int | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -47,9 +51,11 @@ class StopAtStepEnd(StepCallback):
 
     def on_step_end(self, shell: TrainingShell, step: int) -> None:
         any_rank = shell.trainer.strategy.reduce_boolean_decision
-        if any_rank(self._received is not None, all=False):
+        is_late = self.deadline_s is not None and time.monotonic() >= self.deadline_s
+        if any_rank(self._received is not None or is_late, all=False):
             shell.trainer.should_stop = True
             self.was_preempted = any_rank(self._received in PREEMPTION, all=False)
+            self.was_late = any_rank(is_late, all=False)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:

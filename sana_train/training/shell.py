@@ -191,6 +191,12 @@ class TrainingShell(pl.LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics(metrics, step=self.completed_steps)
 
+    def note(self, name: str, text: str) -> None:
+        """Leave a line in the summary of every logger that has one (W&B)."""
+        for logger in self.trainer.loggers:
+            if hasattr(logger, "log_video"):
+                logger.experiment.summary.update({name: text})  # type: ignore[attr-defined]
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Time inside the block is not training time; callbacks do their slow work in here."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Literal
 
 import lightning.pytorch as pl
@@ -25,19 +24,17 @@ def build_trainer(
     num_nodes: int,
     precision: str,
     num_steps: int,
-    max_minutes: float | None,
     accumulation: int,
     loggers: Sequence[Logger],
     callbacks: Sequence[StepCallback],
 ) -> pl.Trainer:
-    """A trainer for the next ``num_steps`` optimiser steps of a run, or ``max_minutes`` of them."""
+    """A trainer for the next ``num_steps`` optimiser steps of a run."""
     return pl.Trainer(
         accelerator=accelerator,
         devices=devices,
         num_nodes=num_nodes,
         precision=precision,  # type: ignore[arg-type]
         max_steps=num_steps,
-        max_time=None if max_minutes is None else timedelta(minutes=max_minutes),
         accumulate_grad_batches=accumulation,
         logger=list(loggers),
         callbacks=list(callbacks),

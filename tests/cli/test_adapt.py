@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from sana_train.cli.parts import Parts
+from sana_train.cli.study import Study
+from sana_train.data.resident import ResidentClips
+from sana_train.evaluation.convergence.levels import Levels
 from sana_train.training import checkpoint as ckpt
 from sana_train.training.jsonl import read_jsonl
 
@@ -36,11 +40,21 @@ def test_adapt_go_on_and_refuse_another_configuration(
         assert (run_dir / name).stat().st_size > 0, name
     history = read_jsonl(run_dir / "metrics.jsonl")
     assert [line["step"] for line in history if "heldout/loss" in line] == [0, 2]
-    record = json.loads((run_dir / "run.json").read_text())
-    assert record["frozen_after"] == record["frozen_before"]
+    run = json.loads((run_dir / "run.json").read_text())
+    assert run["frozen_after"] == run["frozen_before"]
+    assert {name.partition(".")[0] for name in run["load_report"]["reshaped"]} == {
+        "patch_embed",
+        "final_layer",
+    }
     exported = load_file(run_dir / "export" / "model.safetensors")
     assert exported["patch_embed.weight"].shape[1] == 128
-    assert all(value.dtype == torch.bfloat16 for value in exported.values())
+    assert exported["patch_embed.weight"].dtype == torch.bfloat16
+    text = (run_dir / "export" / "record.json").read_text()
+    assert str(place.root) not in text  # records are shipped: they name no path of this machine
+    record = json.loads(text)
+    assert record["autoencoders"].keys() == {"target", "source"}
+    reference = Levels.load(run_dir / "export" / "levels.npz").means("reference")
+    assert record["heldout"]["heldout/loss_high"] == pytest.approx(reference["heldout/loss_high"])
 
     encoded = place.files("data/**/*.tar")
     assert len(encoded) == 4  # clips and latents, train and held-out
@@ -105,6 +119,41 @@ def test_a_missing_section_says_which_and_how(workplace: Any) -> None:
     parts = Parts(workplace.config("~text"), torch.device("cpu"))
     with pytest.raises(ValueError, match=r"needs the section `text`.*choose one with text=<option>"):
         _ = parts.text_encoder
+
+
+class FewAtATime:
+    """Refuses to be read in batches that would not fit a GPU at the true scale."""
+
+    def __init__(self, source: Any, most: int) -> None:
+        self.source, self.most = source, most
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def batch(self, indices: Any) -> Any:
+        assert len(indices) <= self.most
+        return self.source.batch(indices)
+
+
+def test_a_study_reads_clips_a_few_at_a_time(workplace: Any, tmp_path: Path) -> None:
+    config = workplace.config("latents.mode=online", "latents.batch_size=2")
+    parts = Parts(config, torch.device("cpu"))
+    train, heldout = (FewAtATime(source, 2) for source in parts.pixels)
+    study = Study(config, parts, train, heldout, tmp_path, Console(quiet=True), [])
+    assert len(study.heldout) == 4
+    assert study.heldout.latents.shape == (4, 128, 3, 4, 4)
+    assert "heldout/loss_high" in study.levels.zero
+
+
+def test_automatic_choices_follow_the_device(workplace: Any) -> None:
+    config = workplace.config()
+    parts = Parts(config, torch.device("cpu"))
+    assert config.latents.mode == config.convergence.num_samples == "auto"
+    assert parts.num_samples(config.convergence) == 0
+    assert isinstance(parts.encoded("target", parts.autoencoder)[0], ResidentClips)  # encoded once
+    parts.device = torch.device("cuda")
+    assert parts.num_samples(config.convergence) == 256
+    assert parts.encoded("target", parts.autoencoder) is parts.pixels  # encoded in every step
 
 
 def test_work_is_counted_for_throughput(workplace: Any) -> None:

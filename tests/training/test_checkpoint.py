@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from training_harness import launch
 
 from sana_train.training import checkpoint as ckpt
 from sana_train.training.callbacks.checkpoints import CheckpointCallback
+from sana_train.training.shell import TrainingShell
 
 FULL = {"model.safetensors", "ema.safetensors", "training_state", "run.json"}
 
@@ -116,3 +118,19 @@ def test_saving_again_replaces_a_milestone_by_the_full_checkpoint(tmp_path: Path
 def test_settings_under_which_no_run_could_resume_are_refused(every: int, keep_full: int) -> None:
     with pytest.raises(ValueError, match=r"must both be at least 1"):
         CheckpointCallback(every, [], keep_full, {})
+
+
+class Board:
+    """As W&B's logger looks from here."""
+
+    def __init__(self) -> None:
+        self.experiment = SimpleNamespace(summary={})
+
+    def log_video(self) -> None: ...
+
+
+def test_milestones_are_noted_where_a_logger_has_a_summary() -> None:
+    boards = [Board(), object()]
+    shell = SimpleNamespace(trainer=SimpleNamespace(loggers=boards))
+    TrainingShell.note(shell, "milestone/2", "step_0000002")  # type: ignore[arg-type]
+    assert boards[0].experiment.summary == {"milestone/2": "step_0000002"}  # type: ignore[attr-defined]

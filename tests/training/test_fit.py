@@ -12,6 +12,7 @@ from rich.console import Console
 from training_harness import assert_same_run, make_clips, make_task
 
 from sana_train.cli.fit import Fit, pick_precision, world_size
+from sana_train.training import checkpoint as ckpt
 from sana_train.training.shell import TrainingShell
 
 
@@ -36,14 +37,33 @@ def config(max_steps: int, **trainer: Any) -> Any:
     where = {"accelerator": "cpu", "devices": "auto", "num_nodes": 1, "num_workers": 0, "log_every": 2}
     return SimpleNamespace(
         training=SimpleNamespace(**training),
-        trainer=SimpleNamespace(max_minutes=None, **{**where, **trainer}),
+        trainer=SimpleNamespace(**{"max_minutes": None, "at_limit": "stop", **where, **trainer}),
     )
 
 
-def fit(run_dir: Path, max_steps: int) -> tuple[int, TrainingShell]:
+def make_fit(run_dir: Path, max_steps: int, **trainer: object) -> Fit:
     clips, console = make_clips(), Console(quiet=True)
-    job = Fit(config(max_steps), make_task(), clips, clips, run_dir, {"run_id": run_dir.name}, console)
+    cfg = config(max_steps, **trainer)
+    return Fit(cfg, make_task(), clips, clips, run_dir, {"run_id": run_dir.name}, console)
+
+
+def fit(run_dir: Path, max_steps: int) -> tuple[int, TrainingShell]:
+    job = make_fit(run_dir, max_steps)
     return job([], []), job.shell
+
+
+@pytest.mark.parametrize(("at_limit", "is_over"), [("stop", False), ("finish", True)])
+def test_a_time_limit_counts_from_the_process_start_and_saves(
+    tmp_path: Path, at_limit: str, is_over: bool
+) -> None:
+    # The package was imported more than a microsecond ago, so the first step is already late.
+    job = make_fit(tmp_path, 50, max_minutes=1e-8, at_limit=at_limit)
+    assert job([], []) == 1
+    assert [ckpt.step_of(path) for path in ckpt.list_checkpoints(tmp_path)] == [1]
+    assert job.is_over(1) is is_over
+    assert not job.was_preempted
+    assert make_fit(tmp_path, 50).start_step == 1
+    assert job.is_over(50)
 
 
 def test_raising_max_steps_continues_the_same_run(tmp_path: Path) -> None:

@@ -78,11 +78,22 @@ def test_pixels_and_captions_are_encoded_where_a_batch_brings_no_latents() -> No
     assert torch.equal(step(task, online), step(task, cached))
 
 
+def test_a_clip_has_the_same_latents_inside_the_trainers_precision() -> None:
+    task, batch = make_task(), make_clips().batch(range(6))
+    conv = torch.nn.Conv3d(3, 4, 1)
+    task.autoencoder.encode = conv  # type: ignore[method-assign]
+    online = replace(batch, video=torch.randn(6, 3, 2, 3, 3), latents=None)
+    outside = task.latents(online)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv(online.video).dtype == torch.bfloat16
+        assert torch.equal(task.latents(online), outside)
+
+
 def test_export_writes_weights_that_load_back(tmp_path: Path) -> None:
     task, clips = make_task(), make_clips()
     task.export(tmp_path / "export", clips, clips, {"steps": 7})
     state = load_file(tmp_path / "export" / "model.safetensors")
-    assert {value.dtype for value in state.values()} == {torch.bfloat16}
+    assert {state[name].dtype for name, _ in task.model.named_parameters()} == {torch.bfloat16}
     task.model.load_state_dict(state)
     assert (tmp_path / "export" / "record.json").is_file()
 

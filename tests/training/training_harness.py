@@ -138,7 +138,6 @@ def launch(
         num_nodes=1,
         precision="32-true",
         num_steps=max_steps - start_step,
-        max_minutes=None,
         accumulation=data.split(devices).accumulation,
         loggers=[JsonlLogger(run_dir, start_step)],
         callbacks=[

@@ -49,6 +49,8 @@ class CheckpointCallback(StepCallback):
             shell.save_checkpoint(self.run, with_training_state=with_training_state)
             if shell.trainer.is_global_zero:
                 ckpt.thin_out(shell.run_dir, self.keep_full, self.milestones)
+            if step in self.milestones:
+                shell.note(f"milestone/{step}", str(ckpt.checkpoint_path(shell.run_dir, step)))
             # No rank computes on, or ends, while the files are still being written.
             shell.trainer.strategy.barrier("checkpoint")
         if with_training_state:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -89,9 +90,9 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """Commit of the checkout this package lies in, or ``unknown`` outside of one."""
+    """Commit of the checkout this package lies in, or what SANA_TRAIN_COMMIT says of a copy without git."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("SANA_TRAIN_COMMIT", "unknown")

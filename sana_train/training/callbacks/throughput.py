@@ -14,6 +14,7 @@ from sana_train.training.shell import TrainingShell
 # Dense bf16 peaks in FLOP/s from the vendors' data sheets, by a part of the device's name.
 PEAK_BF16_FLOPS = {
     "H200": 989.4e12,
+    "H100 NVL": 835.0e12,
     "H100 PCIe": 756.0e12,
     "H100": 989.4e12,
     "H800": 989.4e12,

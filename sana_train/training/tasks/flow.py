@@ -82,7 +82,9 @@ class FlowTask:
         raw = batch.latents
         if raw is None:
             assert batch.video is not None
-            raw = self.autoencoder.encode(batch.video)
+            # As latents that are encoded once: training would otherwise differ by where they come from.
+            with torch.autocast(batch.video.device.type, enabled=False):
+                raw = self.autoencoder.encode(batch.video.float())
         return self.autoencoder.normalise(raw.float())
 
     def context(self, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -93,10 +95,16 @@ class FlowTask:
         return context.to(device), mask.to(device)
 
     def export(self, directory: Path, train: ClipSource, heldout: ClipSource, record: dict[str, Any]) -> None:
-        """Publish ``model.safetensors`` (bf16) and ``record.json``; convergence has measured the model."""
+        """Publish ``model.safetensors`` (parameters in bf16) and ``record.json``.
+
+        ``record`` holds what convergence measured: captions and latents alone say nothing of samples.
+        """
         del train, heldout
-        weights = self.model.state_dict()
-        state = {name: value.detach().cpu().to(torch.bfloat16) for name, value in weights.items()}
+        parameters = dict(self.model.named_parameters())
+        state = {
+            name: value.detach().cpu().to(torch.bfloat16 if name in parameters else value.dtype).contiguous()
+            for name, value in self.model.state_dict().items()
+        }
         with publish_directory(directory) as scratch:
             save_file(state, scratch / "model.safetensors")
             write_json(scratch / "record.json", record)
