@@ -1,12 +1,14 @@
 """Captioned clips in WebDataset shards, by global index.
 
-A sample is ``key.mp4`` and ``key.json`` with ``caption`` and, for procedural clips, ``attributes``.
+A sample is ``key.mp4`` and ``key.json`` with ``caption`` and, for procedural clips, ``attributes``: name ->
+an integer or a list of integers, of one length in all clips.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ def parse_caption(data: bytes) -> dict[str, Any]:
     """The sample's json.
 
     Raises:
-        BadClip: not JSON, or no caption in it.
+        BadClip: not JSON, no caption in it, or attributes that are no integers.
     """
     try:
         record = json.loads(data)
@@ -38,17 +40,38 @@ def parse_caption(data: bytes) -> dict[str, Any]:
         raise BadClip("the json has no caption")
     if not record["caption"].strip():
         raise BadClip("the caption is empty")
+    attributes = {} if record.get("attributes") is None else record["attributes"]
+    if not isinstance(attributes, dict):
+        raise BadClip(f"attributes are an object of names and integers, got {_shorten(attributes)}")
+    for name, value in attributes.items():
+        if not all(_is_int64(number) for number in (value if isinstance(value, list) else [value])):
+            raise BadClip(f"the attribute {name!r} is no integer or list of integers: {_shorten(value)}")
     return record
 
 
+def _is_int64(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def _shorten(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:40] + "..."
+
+
+def attribute_sizes(record: Mapping[str, Any]) -> dict[str, int | None]:
+    """Of a sample's parsed json: the length of each attribute that is a list, None for a single integer."""
+    attributes = record.get("attributes") or {}
+    return {name: len(value) if isinstance(value, list) else None for name, value in attributes.items()}
+
+
 def inspect_clip(members: Mapping[str, bytes]) -> dict[str, Any]:
-    """What the index keeps of a sample: its frames, and the problem that makes it a hole."""
-    facts: dict[str, Any] = {"frames": 0, "problem": None}
+    """What the index keeps of a sample: frames, sizes of attributes, and the problem that makes it a hole."""
+    facts: dict[str, Any] = {"frames": 0, "attributes": {}, "problem": None}
     try:
         for extension in ("mp4", "json"):
             if extension not in members:
                 raise BadClip(f"the sample has no .{extension}")
-        parse_caption(members["json"])
+        facts["attributes"] = attribute_sizes(parse_caption(members["json"]))
         facts["frames"] = count_frames(members["mp4"])
     except BadClip as error:
         facts["problem"] = str(error)
@@ -65,6 +88,26 @@ def collate_attributes(rows: Sequence[Mapping[str, int | list[int]] | None]) -> 
                 columns[name] = torch.full((len(rows), *values.shape), -1, dtype=torch.int64)
             columns[name][row] = values
     return columns
+
+
+def usual_sizes(rows: Sequence[Mapping[str, int | None]]) -> dict[str, int | None]:
+    """The size that most clips give each attribute; of equally frequent ones the first."""
+    counts: dict[str, Counter[int | None]] = {}
+    for row in rows:
+        for name, size in row.items():
+            counts.setdefault(name, Counter())[size] += 1
+    return {name: counter.most_common(1)[0][0] for name, counter in counts.items()}
+
+
+def _misfit(facts: Mapping[str, Any], frames: int, usual: Mapping[str, int | None]) -> str | None:
+    """Why a clip that is good by itself does not fit the others."""
+    if facts["frames"] < frames:
+        return f"the clip is too short: {facts['frames']} frames, expected {frames}"
+    for name, size in facts["attributes"].items():
+        if size != usual[name]:
+            here, there = ("an integer" if n is None else f"a list of {n}" for n in (size, usual[name]))
+            return f"the attribute {name!r} is {here}, in most clips it is {there}"
+    return None
 
 
 class ShardClips:
@@ -87,10 +130,10 @@ class ShardClips:
         self.video = VideoShape(frames, height_px, width_px)
         self.folder = TarFolder(Path(path), inspect_clip)
         self.holes: dict[int, str] = {}
-        for index, sample in enumerate(self.folder.samples):
-            problem = sample.facts["problem"]
-            if problem is None and sample.facts["frames"] < frames:
-                problem = f"the clip is too short: {sample.facts['frames']} frames, expected {frames}"
+        facts = [sample.facts for sample in self.folder.samples]
+        usual = usual_sizes([fact["attributes"] for fact in facts if fact["problem"] is None])
+        for index, fact in enumerate(facts):
+            problem = fact["problem"] or _misfit(fact, frames, usual)
             if problem is not None:
                 self._report(index, problem)
         if len(self.holes) == len(self):

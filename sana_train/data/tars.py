@@ -22,7 +22,7 @@ from sana_train.utils.files import one_at_a_time, publish_file, sha256_bytes, sh
 
 logger = logging.getLogger(__name__)
 
-_INDEX_VERSION = 1
+_INDEX_VERSION = 2
 _MAX_OPEN_TARS = 64  # a process may have 1024 files open, and the loader's queues need some
 # Facts about a sample, given its members by extension.
 Inspect = Callable[[Mapping[str, bytes]], dict[str, Any]]

@@ -89,16 +89,21 @@ def _open_stream(container: Any) -> VideoStream:
 
 
 def count_frames(data: bytes) -> int:
-    """Frames that an mp4's header declares, without decoding.
+    """Frames that an mp4's header declares or, where that leaves them open, its packets; nothing is decoded.
+
+    A fragmented mp4, which is written as it is recorded, declares 0 frames.
 
     Raises:
         BadClip: the bytes are not a readable video.
     """
     import av
+    from av.container import InputContainer
 
     try:
         with av.open(io.BytesIO(data)) as container:
-            return int(_open_stream(container).frames)
+            assert isinstance(container, InputContainer)
+            stream = _open_stream(container)
+            return int(stream.frames) or sum(packet.size > 0 for packet in container.demux(stream))
     except (av.FFmpegError, OSError) as error:
         raise BadClip(f"the mp4 cannot be opened, it may be truncated ({error})") from error
 

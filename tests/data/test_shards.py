@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-import webdataset
+from webdataset.compat import WebDataset
 
 from sana_train.data.prepare import render_shards
 from sana_train.data.shards import HOLE_CAPTION, ShardClips
@@ -35,6 +35,11 @@ def write_tar(path: Path, samples: Mapping[str, Mapping[str, bytes]]) -> None:
 def good_sample(squares: Any, index: int) -> dict[str, bytes]:
     caption = json.dumps({"caption": squares.caption(index)}).encode()
     return {"mp4": encode_clip(squares.clip(index), fps=8), "json": caption}
+
+
+def with_attributes(squares: Any, index: int, attributes: Any) -> dict[str, bytes]:
+    record = {"caption": squares.caption(index), "attributes": attributes}
+    return {**good_sample(squares, index), "json": json.dumps(record).encode()}
 
 
 def open_clips(folder: Path) -> ShardClips:
@@ -64,7 +69,7 @@ def test_any_index_gives_its_own_clip(squares: Any, rendered: Path) -> None:
 
 def test_order_is_that_of_webdataset(rendered: Path) -> None:
     pattern = str(rendered / "shard-{000000..000002}.tar")
-    dataset = webdataset.WebDataset(pattern, shardshuffle=False, empty_check=False)
+    dataset = WebDataset(pattern, shardshuffle=False, empty_check=False)
     clips = open_clips(rendered)
     sequential = list(dataset)
     assert [sample["__key__"] for sample in sequential] == [sample.key for sample in clips.folder.samples]
@@ -75,7 +80,9 @@ def test_order_is_that_of_webdataset(rendered: Path) -> None:
 def test_samples_survive_workers(rendered: Path) -> None:
     clips = open_clips(rendered)
     here = clips.batch([1, 8]).video
-    loader = torch.utils.data.DataLoader([[1, 8]], batch_size=None, collate_fn=clips.batch, num_workers=1)
+    dataset: Any = [[1, 8]]
+    loader = torch.utils.data.DataLoader(dataset, batch_size=None, collate_fn=clips.batch, num_workers=1)
+    assert here is not None
     assert torch.equal(next(iter(loader)).video, here)
 
 
@@ -125,6 +132,58 @@ def test_bad_clips_are_reported_holes_and_shift_nothing(
     assert batch.video[1:7].abs().max() == 0
     assert (batch.video[7] - squares.clip(7)).abs().mean() < 0.02
     assert batch.captions == (squares.caption(0), *[HOLE_CAPTION] * 6, squares.caption(7))
+
+
+BAD_ATTRIBUTES = [
+    {"fps": "x"}, {"fps": None}, {"fps": 24.5}, {"on": True}, {"at": [[1, 2], [3]]}, {"n": 2**63}, [1], "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("attributes", BAD_ATTRIBUTES)
+def test_attributes_that_are_no_integers_make_a_hole(squares: Any, tmp_path: Path, attributes: Any) -> None:
+    given = [{}, attributes, {"n": 7, "at": [1, -1]}]
+    write_tar(tmp_path / "a.tar", {f"{i}": with_attributes(squares, i, given[i]) for i in range(3)})
+    clips = open_clips(tmp_path)
+    assert list(clips.holes) == [1]
+    assert "attribute" in clips.holes[1]
+    batch = clips.batch([0, 1, 2])
+    assert batch.weight.tolist() == [1, 0, 1]
+    assert batch.attributes["n"].tolist() == [-1, -1, 7]
+    assert batch.attributes["at"].tolist() == [[-1, -1], [-1, -1], [1, -1]]
+
+
+def test_a_clip_whose_attribute_has_another_size_is_a_hole(squares: Any, tmp_path: Path) -> None:
+    """What most clips have is right, whichever comes first."""
+    for shard, values in enumerate([[5, [1, 2]], [[3, 4], [5, 6, 7]]]):
+        samples = {f"{i}": with_attributes(squares, i, {"n": 1, "at": at}) for i, at in enumerate(values)}
+        write_tar(tmp_path / f"{shard}.tar", samples)
+    for _ in range(2):  # indexed now and earlier
+        clips = open_clips(tmp_path)
+        assert clips.holes == {
+            0: "the attribute 'at' is an integer, in most clips it is a list of 2",
+            3: "the attribute 'at' is a list of 3, in most clips it is a list of 2",
+        }
+    batch = clips.batch(range(4))
+    assert batch.weight.tolist() == [0, 1, 1, 0]
+    assert batch.attributes["at"].tolist() == [[-1, -1], [1, 2], [3, 4], [-1, -1]]
+
+
+def test_of_two_equally_frequent_sizes_the_first_is_right(squares: Any, tmp_path: Path) -> None:
+    values = [[1, 2], 3]
+    samples = {f"{i}": with_attributes(squares, i, {"at": at}) for i, at in enumerate(values)}
+    write_tar(tmp_path / "a.tar", samples)
+    assert list(open_clips(tmp_path).holes) == [1]
+
+
+def test_index_without_sizes_of_attributes_is_rebuilt(squares: Any, tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"x": good_sample(squares, 0)})
+    open_clips(tmp_path)
+    path = index_path(tmp_path / "a.tar")
+    index = json.loads(path.read_text())
+    index["version"] = 1
+    del index["samples"][0]["facts"]["attributes"]
+    path.write_text(json.dumps(index))
+    assert len(open_clips(tmp_path)) == 1
 
 
 def test_shards_of_holes_only_are_refused(squares: Any, tmp_path: Path) -> None:
