@@ -12,6 +12,7 @@ dtype and the clips' fingerprint. A cache is only ever read by what made it.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,8 @@ from sana_train.data.staging import FixedSource, read_record, shard_path, shard_
 from sana_train.data.tars import TarFolder, index_path, write_tar
 from sana_train.protocols import Autoencoder, TextEncoder
 from sana_train.types import Batch, LatentSpec
+
+logger = logging.getLogger(__name__)
 
 SPEC_NAME = "spec.json"
 _FORMAT = "sana_train/latents/1"
@@ -177,6 +180,14 @@ class LatentClips:
         first = next((index for index in range(len(problems)) if index not in self.holes), None)
         if first is None:
             raise ValueError(f"none of the {len(problems)} clips in {path} can be used; first: {problems[0]}")
+        if self.holes:
+            logger.warning(
+                "%d of %d clips in %s are holes of weight 0; its *.index.json say which, the log of their "
+                "encoding says why",
+                len(self.holes),
+                len(problems),
+                path,
+            )
         self.latent_shape = load(self.folder.read(first)["safetensors"])["latents"].shape  # (C, T, H, W)
 
     def __len__(self) -> int:

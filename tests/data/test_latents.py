@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,14 +123,20 @@ def test_interrupted_encoding_goes_on_where_it_stopped(
         assert (out / path.name).read_bytes() == path.read_bytes()
 
 
-def test_holes_keep_their_place(squares: Any, block_means: Any, word_hashes: Any, tmp_path: Path) -> None:
+def test_holes_keep_their_place_and_are_counted(
+    squares: Any, block_means: Any, word_hashes: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     class OneBad(type(squares)):  # type: ignore[misc]
         def batch(self, indices: Any) -> Batch:
             batch = super().batch(indices)
             return replace(batch, weight=(batch.index != 0).float())
 
     out = precompute_latents(OneBad(10), block_means, word_hashes, tmp_path / "holes", batch_size=4)
-    clips = open_cache(out)
+    with caplog.at_level(logging.WARNING):
+        clips = open_cache(out)
+    assert [message.split(";")[0] for message in caplog.messages] == [
+        f"1 of 10 clips in {out} are holes of weight 0"
+    ]
     assert clips.holes == {0: "a hole in the clips"}
     for source in (clips, clips.resident()):
         batch = source.batch([1, 0, 2])
