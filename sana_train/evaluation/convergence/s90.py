@@ -62,15 +62,20 @@ class S90:
         per_seed: one value per seed.
         median: of ``per_seed``.
         low, high: 2.5 % and 97.5 % bootstrap quantiles of the median over seeds and clips.
+        has_gap: False where the reference is no better than the zero level: there is nothing to
+            recover, nothing was measured, and all numbers are NaN.
     """
 
     per_seed: tuple[float, ...]
     median: float
     low: float
     high: float
+    has_gap: bool = True
 
     def text(self, last_step: float) -> str:
-        """E.g. ``312 [287, 341]``, ``8120 [7400, >10000]`` or ``not reached``."""
+        """E.g. ``312 [287, 341]``, ``8120 [7400, >10000]``, ``not reached`` or ``no gap``."""
+        if not self.has_gap:
+            return "no gap"
         if math.isinf(self.median):
             return "not reached"
 
@@ -87,7 +92,8 @@ def steps_to_recovery(
 
     Args:
         steps: increasing grid, from 0.
-        recovery: fraction of the gap closed at each step; NaN counts as not recovered.
+        recovery: fraction of the gap closed at each step; NaN and minus infinity (a diverged
+            loss) count as not recovered.
     """
     if len(steps) != len(recovery) or not len(steps):
         raise ValueError(f"one recovery per step is needed, got {len(steps)} and {len(recovery)}")
@@ -100,7 +106,7 @@ def steps_to_recovery(
     if last == len(steps) - 1:
         return math.inf
     before, after = recovery[last], recovery[last + 1]
-    if math.isnan(before):
+    if not math.isfinite(before):  # there is no line to interpolate on
         return float(steps[last + 1])
     share = (threshold - before) / (after - before)
     log_step = (1 - share) * math.log1p(steps[last]) + share * math.log1p(steps[last + 1])
@@ -114,25 +120,37 @@ def recovery_curves(curves: Sequence[Curve], clip_weights: Array | None = None) 
         curves: where there are several, each recovery is cut at 1.
         clip_weights: (K, n) how often each draw holds each clip.
 
-    A metric whose reference is no better than its zero level has no gap to close and gives NaN.
+    Minus infinity where a loss is infinite; NaN where there is no gap to close (``has_gap``).
     """
     total: Array | float = 0.0
     for curve in curves:
         values = _weighted_mean(curve.values, clip_weights)  # (K, R, G)
         zero = _weighted_mean(curve.zero, clip_weights)[:, None, None]
-        reference = _weighted_mean(curve.reference, clip_weights)[:, None, None]
-        gap = reference - zero if curve.higher_is_better else zero - reference
         closed = values - zero if curve.higher_is_better else zero - values
-        recovery = closed / np.where(gap > 0, gap, np.nan)
+        recovery = closed / _gap(curve, clip_weights)[:, None, None]
         total = total + (np.minimum(recovery, 1.0) if len(curves) > 1 else recovery)
     return np.asarray(total) / len(curves)
+
+
+def has_gap(curves: Sequence[Curve]) -> bool:
+    """Whether the reference beats the zero level in every metric; otherwise nothing can be recovered."""
+    return not any(np.isnan(_gap(curve, None)).any() for curve in curves)
+
+
+def _gap(curve: Curve, clip_weights: Array | None) -> Array:
+    """By how much the reference beats the zero level under each draw, (K,); NaN where it does not."""
+    zero = _weighted_mean(curve.zero, clip_weights)
+    reference = _weighted_mean(curve.reference, clip_weights)
+    gap = reference - zero if curve.higher_is_better else zero - reference
+    return np.where((gap > 0) & np.isfinite(gap), gap, np.nan)
 
 
 def s90(steps: Sequence[float], curves: Sequence[Curve], num_draws: int = 1000, seed: int = 0) -> S90:
     """S90 per seed, its median, and the bootstrap interval of the median.
 
     Every draw resamples clips and seeds with replacement; all steps, both levels and all curves
-    share a draw's clips, as they share the clips themselves.
+    share a draw's clips, as they share the clips themselves. A draw in which the gap vanishes counts
+    as not reached.
     """
     num_seeds = curves[0].values.shape[0]
     num_clips = max(curve.values.shape[-1] for curve in curves)
@@ -144,6 +162,8 @@ def s90(steps: Sequence[float], curves: Sequence[Curve], num_draws: int = 1000, 
                 f"{num_clips}) values, got {curve.values.shape}, levels of {curve.zero.shape} and "
                 f"{curve.reference.shape}"
             )
+    if not has_gap(curves):
+        return S90((math.nan,) * num_seeds, math.nan, math.nan, math.nan, has_gap=False)
     per_seed = [steps_to_recovery(steps, row) for row in recovery_curves(curves)[0]]
     rng = np.random.default_rng(seed)
     clip_weights = rng.multinomial(num_clips, np.full(num_clips, 1 / num_clips), size=num_draws)
@@ -168,7 +188,10 @@ def _weighted_mean(values: Array, clip_weights: Array | None) -> Array:
     elif num_clips == 1:  # only a mean is known: every draw is that mean
         clip_weights = np.ones((len(clip_weights), 1))
     applies = ~np.isnan(values)
-    total = np.where(applies, values, 0.0) @ clip_weights.T  # (..., K)
+    total = np.where(np.isfinite(values), values, 0.0) @ clip_weights.T  # (..., K)
     with np.errstate(invalid="ignore"):
+        for infinity in (np.inf, -np.inf):  # apart, since 0 * infinity would spoil draws without the clip
+            is_drawn = (values == infinity).astype(np.float64) @ clip_weights.T > 0
+            total = np.where(is_drawn, total + infinity, total)
         mean = total / (applies.astype(np.float64) @ clip_weights.T)
     return np.moveaxis(mean, -1, 0)

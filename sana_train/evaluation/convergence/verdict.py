@@ -12,6 +12,7 @@ from sana_train.evaluation.convergence.s90 import (
     HEADLINES,
     HIGHER_IS_BETTER,
     Curve,
+    has_gap,
     recovery_curves,
     steps_to_recovery,
 )
@@ -22,8 +23,8 @@ TEXTURE_STEP = 5000
 History = Sequence[tuple[int, Mapping[str, float]]]
 
 
-def run_recovery(history: History, levels: Levels, headline: str) -> tuple[list[int], list[float]] | None:
-    """(steps, recovery) of one headline along a run's means; None where it was not measured.
+def run_curves(history: History, levels: Levels, headline: str) -> tuple[list[int], list[Curve]] | None:
+    """(steps, a curve per metric of a headline) along a run's means; None where it was not measured.
 
     Args:
         history: (step, metrics) per evaluation, in order.
@@ -47,7 +48,7 @@ def run_recovery(history: History, levels: Levels, headline: str) -> tuple[list[
         )
         for name in metrics
     ]
-    return [step for step, _ in rows], recovery_curves(curves)[0, 0].tolist()
+    return [step for step, _ in rows], curves
 
 
 def verdict(history: History, levels: Levels) -> str:
@@ -55,7 +56,7 @@ def verdict(history: History, levels: Levels) -> str:
 
     Without samples (a CPU run) the high-noise band stands for semantics and texture is not judged.
     """
-    if run_recovery(history, levels, "semantic") is None:
+    if run_curves(history, levels, "semantic") is None:
         band = _answer(history, levels, "loss_high", SEMANTIC_STEP)
         return f"high-noise band back by {SEMANTIC_STEP}? {band}; texture: not judged"
     parts = [
@@ -70,14 +71,18 @@ def verdict(history: History, levels: Levels) -> str:
 
 
 def _answer(history: History, levels: Levels, headline: str, by_step: int) -> str:
-    measured = run_recovery(history, levels, headline)
+    measured = run_curves(history, levels, headline)
     if measured is None:
         return "not judged (no zero level or no native reference)"
-    steps, recovery = measured
+    steps, curves = measured
+    if not has_gap(curves):
+        return "not judged (no gap: the native reference is no better than the zero level)"
+    recovery = recovery_curves(curves)[0, 0].tolist()
     reached = steps_to_recovery(steps, recovery)
     last = min(max(steps), by_step)
     seen = max(i for i, step in enumerate(steps) if step <= last)
-    share = "no gap to close" if math.isnan(recovery[seen]) else f"{recovery[seen]:.0%} at {steps[seen]:,}"
+    closed = f"{recovery[seen]:.0%}" if math.isfinite(recovery[seen]) else "diverged"
+    share = f"{closed} at {steps[seen]:,}"
     if reached <= by_step:
         return f"yes ({share}, S90 {reached:,.0f})"
     if max(steps) < by_step:

@@ -33,6 +33,11 @@ def test_never_reached_reached_at_step_0_and_unknown_values():
     assert steps_to_recovery(GRID, [0.0, 0.95, 1.0, math.nan]) == math.inf
 
 
+def test_an_infinite_loss_is_far_from_recovery_and_never_a_number_that_is_none():
+    assert steps_to_recovery(GRID, [0.0, -math.inf, 0.95, 1.0]) == 100
+    assert steps_to_recovery(GRID, [0.0, 0.95, 1.0, -math.inf]) == math.inf
+
+
 def test_bad_grids_are_refused():
     with pytest.raises(ValueError, match="must increase"):
         steps_to_recovery([0, 10, 10], [0.0, 0.1, 0.2])
@@ -89,9 +94,34 @@ def test_a_clip_on_which_a_metric_does_not_apply_is_left_out():
     assert recovery_curves([curve])[0, 0].tolist() == [0.0, 1.0]
 
 
-def test_a_reference_no_better_than_the_zero_level_is_never_reached():
-    curve = Curve(np.array([[[2.0], [3.0], [3.0], [3.0]]]), np.array([2.0]), np.array([3.0]))
-    assert math.isinf(s90(GRID, [curve], num_draws=20).median)
+def test_one_infinite_clip_delays_its_own_step_and_leaves_the_others_alone():
+    curve = ramp(2, 40, noise=0.0)
+    curve.values[0, 1, 7] = np.inf  # seed 0 at step 10
+    recovery = recovery_curves([curve], np.array([np.arange(40) != 7, np.ones(40)], dtype=np.float64))
+    assert np.isfinite(recovery[0]).all()  # a draw without that clip
+    assert recovery[1, 0, 1] == -np.inf
+    assert np.isfinite(np.delete(recovery[1].flatten(), 1)).all()
+    result = s90(GRID, [curve], num_draws=50)
+    assert result.per_seed == pytest.approx((1001**0.9 - 1,) * 2)
+    assert math.isfinite(result.low) and math.isfinite(result.high)
+    curve.values[:, -1, 7] = np.inf
+    assert s90(GRID, [curve], num_draws=50).per_seed == (math.inf, math.inf)
+
+
+def test_a_reference_no_better_than_the_zero_level_leaves_no_gap_which_is_not_the_same_as_not_reached():
+    no_gap = Curve(np.array([[[2.0], [3.0], [3.0], [3.0]]]), np.array([2.0]), np.array([3.0]))
+    result = s90(GRID, [no_gap], num_draws=20)
+    assert not result.has_gap
+    assert result.text(1000) == "no gap"
+    assert s90(GRID, [ramp(1, 4, 0.0)], num_draws=20).has_gap
+    assert not s90(GRID, [ramp(1, 4, 0.0), no_gap], num_draws=20).has_gap  # half a headline is none
+    never = s90(GRID, [Curve(no_gap.values, np.array([3.0]), np.array([1.0]))], num_draws=20)
+    assert never.has_gap and never.text(1000) == "not reached"
+
+
+def test_an_infinite_level_leaves_no_gap():
+    curve = Curve(np.zeros((1, 4, 1)), np.array([np.inf]), np.array([0.0]))
+    assert not s90(GRID, [curve], num_draws=20).has_gap
 
 
 def test_curves_of_other_clips_are_refused():

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 
 from sana_train.evaluation.convergence.levels import Levels
-from sana_train.evaluation.convergence.verdict import run_recovery, verdict
+from sana_train.evaluation.convergence.s90 import recovery_curves
+from sana_train.evaluation.convergence.verdict import run_curves, verdict
 
 
 def level(value: float) -> np.ndarray:
@@ -62,8 +63,23 @@ def test_without_a_reference_nothing_is_judged():
     assert "not judged (no zero level or no native reference)" in line
 
 
+def test_without_a_gap_nothing_is_judged_either():
+    useless = Levels(zero=BANDS.zero, reference={"heldout/loss_high": level(1.0)})
+    line = verdict([(0, {"heldout/loss_high": 1.4}), (500, {"heldout/loss_high": 0.5})], useless)
+    assert line.startswith("high-noise band back by 500? not judged (no gap: ")
+    assert "not reached" not in line
+
+
+def test_a_diverged_run_is_not_back():
+    history = [(0, {"heldout/loss_high": 1.0}), (500, {"heldout/loss_high": np.inf})]
+    assert "no (diverged at 500, S90 not reached)" in verdict(history, BANDS)
+
+
 def test_the_zero_level_of_random_takes_the_place_of_the_runs_own_step_0():
     history = [(0, sampled(0.5, 0, 0)), (10, sampled(0.75, 0, 0))]
-    assert run_recovery(history, FULL, "semantic") == ([0, 10], [0.0, 0.5])
     shipped = Levels(zero={"samples/semantic": level(0.0)}, reference=FULL.reference)
-    assert run_recovery(history, shipped, "semantic") == ([0, 10], [0.5, 0.75])
+    for levels, expected in ((FULL, [0.0, 0.5]), (shipped, [0.5, 0.75])):
+        measured = run_curves(history, levels, "semantic")
+        assert measured is not None
+        assert measured[0] == [0, 10]
+        assert recovery_curves(measured[1])[0, 0].tolist() == expected
