@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sana_train.evaluation.record import Record
-from sana_train.evaluation.record_tables import gate, gate_table, s90_table, sweep_table
+from sana_train.evaluation.record_gate import gate, gate_table, has_gate
+from sana_train.evaluation.record_tables import s90_table, sweep_table
 from sana_train.utils.files import publish_file
 
 TABLES_FILE, FIGURE_FILE = "tables.md", "figure.png"
@@ -26,8 +27,8 @@ def write_report(folder: Path) -> list[Path]:
 
     record = load_with_runs(folder)
     parts = ["# Tables", _section("S90: median of the seeds [95 % interval]", s90_table(record))]
-    if _has_gate(record):
-        parts.append(_section("Is this world hard enough?", gate_table(record)))
+    if has_gate(record):
+        parts.append(_section("Is this world hard enough?", f"{gate_line(record)}\n\n{gate_table(record)}"))
     if any(run.is_sweep for run in record.runs):
         parts.append(_section("Learning rates", sweep_table(record)))
     with publish_file(folder / TABLES_FILE) as scratch:
@@ -50,11 +51,20 @@ def readme_block(folder: Path) -> str:
         return NO_RECORD
     record = load_with_runs(folder)
     parts = [s90_table(record)]
-    if _has_gate(record):
-        met = "meets" if gate(record).passed else "does **not** meet"
-        parts.append(f"The tiny world {met} its gate, without which a transfer result says little:")
-        parts.append(gate_table(record))
+    if has_gate(record):
+        parts += [gate_line(record), gate_table(record)]
     return "\n\n".join(parts)
+
+
+def gate_line(record: Record) -> str:
+    """Whether the world passed, and by name what it did not."""
+    unmet = gate(record).unmet
+    if not unmet:
+        return "The tiny world meets its gate, without which a transfer result says little:"
+    return (
+        "The tiny world does **not** meet its gate, without which a transfer result says little; unmet: "
+        f"{'; '.join(unmet)}."
+    )
 
 
 def replace_block(text: str, block: str) -> str:
@@ -72,7 +82,3 @@ def replace_block(text: str, block: str) -> str:
 
 def _section(title: str, table: str) -> str:
     return f"## {title}\n\n{table}"
-
-
-def _has_gate(record: Record) -> bool:
-    return record.has_samples and {"random", "scratch"} <= set(record.arms)

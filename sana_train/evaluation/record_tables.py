@@ -1,4 +1,4 @@
-"""What a record says: S90 per arm, the gate of the tiny world, the learning-rate sweep.
+"""What a record says: S90 per arm and the learning-rate sweeps.
 
 Tables are Markdown of at most 100 columns.
 """
@@ -9,11 +9,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sana_train.evaluation.convergence.s90 import S90, SAMPLE_HEADLINES, s90
+from sana_train.evaluation.convergence.s90 import SAMPLE_HEADLINES, s90
 from sana_train.evaluation.record import Record, measured_samples
 
-SCRATCH_RATIO = 4.0
-TEXTURE_RATIO = 3.0
 TITLES = {
     "semantic": "S90-semantic",
     "colour": "S90-colour",
@@ -24,67 +22,25 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """A ratio of median S90s; a lower bound where the numerator was not reached."""
-
-    value: float
-    is_lower_bound: bool
-    wanted: float
-
-    @property
-    def passed(self) -> bool:
-        return self.value >= self.wanted
-
-    def __str__(self) -> str:
-        return f"{'>= ' if self.is_lower_bound else ''}{self.value:.1f}x"
-
-
-@dataclass(frozen=True)
-class Gate:
-    """Is the world hard enough that adapting is not relearning?
+class SweepPoint:
+    """One learning rate of one arm's sweep.
 
     Attributes:
-        scratch: S90-semantic of ``scratch`` over that of ``random``.
-        texture: S90-texture over S90-semantic of ``random``.
-        random_semantic, random_texture: ``random`` got there on every seed.
+        s90: median of the sweep's headline; infinity = not reached, NaN = no gap to close.
+        final_recovery: fraction of the gap closed at the last step.
+        is_edge: the first or the last rate of the sweep; a better one may lie beyond it.
     """
-
-    scratch: Ratio
-    texture: Ratio
-    random_semantic: bool
-    random_texture: bool
-
-    @property
-    def passed(self) -> bool:
-        return self.scratch.passed and self.texture.passed and self.random_semantic and self.random_texture
-
-
-def gate(record: Record) -> Gate:
-    """The gate, with a median not reached counted as the last step of the grid."""
-    semantic, texture = record.s90("random", "semantic"), record.s90("random", "texture")
-    scratch = record.s90("scratch", "semantic")
-    return Gate(
-        _ratio(scratch, semantic, record.last_step, SCRATCH_RATIO),
-        _ratio(texture, semantic, record.last_step, TEXTURE_RATIO),
-        all(math.isfinite(value) for value in semantic.per_seed),
-        all(math.isfinite(value) for value in texture.per_seed),
-    )
-
-
-def _ratio(slow: S90, fast: S90, last_step: int, wanted: float) -> Ratio:
-    below = max(1.0, min(fast.median, last_step))  # S90 may be 0
-    return Ratio(min(slow.median, last_step) / below, math.isinf(slow.median), wanted)
-
-
-@dataclass(frozen=True)
-class SweepPoint:
-    """One learning rate of one arm's sweep: median S90 of its headline and recovery at the end."""
 
     arm: str
     lr: float
     num_seeds: int
     s90: float
     final_recovery: float
+    is_edge: bool
+
+    @property
+    def has_gap(self) -> bool:
+        return not math.isnan(self.s90)
 
 
 def sweep(record: Record, arm: str) -> list[SweepPoint]:
@@ -97,12 +53,14 @@ def sweep(record: Record, arm: str) -> list[SweepPoint]:
     if any(run.arm == "random" for run in sweeps):
         record = Record(sweeps, record.levels)
     points = []
-    for lr in sorted({run.lr for run in record.runs if run.arm == arm and run.is_sweep}):
+    lrs = sorted({run.lr for run in record.runs if run.arm == arm and run.is_sweep})
+    for lr in lrs:
         runs = [run for run in record.runs if run.arm == arm and run.is_sweep and run.lr == lr]
         steps, curves = record.curves(runs, headline)
         _, recovery = record.recovery(runs, headline)
         result = s90(steps, curves, num_draws=1)
-        points.append(SweepPoint(arm, lr, len(runs), result.median, float(recovery[:, -1].mean())))
+        end, is_edge = float(recovery[:, -1].mean()), lr in (lrs[0], lrs[-1])
+        points.append(SweepPoint(arm, lr, len(runs), result.median, end, is_edge))
     return points
 
 
@@ -112,10 +70,30 @@ def sweep_headline(record: Record) -> str:
 
 
 def choose_lr(points: Sequence[SweepPoint]) -> SweepPoint:
-    """The learning rate that gets there first; among those that do not, the one that got furthest."""
+    """The learning rate that gets there first; among those that do not, the one that got furthest.
+
+    One that ``is_edge`` was chosen for want of a better: the arm is not tuned before its sweep is wider.
+
+    Raises:
+        ValueError: there is no sweep, or its headline has no gap to close.
+    """
     if not points:
         raise ValueError("there is no sweep to choose a learning rate from")
+    if not all(point.has_gap for point in points):
+        raise ValueError(
+            f"the sweep of {points[0].arm} has no gap to close: the native reference in levels.npz is no "
+            "better than the zero level; measure it again on the same clips"
+        )
     return min(points, key=lambda point: (point.s90, -point.final_recovery))
+
+
+def is_tuned(record: Record, arm: str) -> bool:
+    """Whether the arm's full runs use the best rate of its sweep, and that is not at the sweep's edge."""
+    points = sweep(record, arm)
+    if not points or not all(point.has_gap for point in points):
+        return False
+    best = choose_lr(points)
+    return not best.is_edge and all(run.lr == best.lr for run in record.select(arm))
 
 
 def s90_rows(record: Record) -> list[list[str]]:
@@ -134,35 +112,26 @@ def s90_table(record: Record) -> str:
     return markdown_table(s90_rows(record))
 
 
-def gate_table(record: Record) -> str:
-    result = gate(record)
-    checks = [
-        (
-            "scratch / random, S90-semantic",
-            f">= {SCRATCH_RATIO:g}x",
-            str(result.scratch),
-            result.scratch.passed,
-        ),
-        ("random, texture / semantic", f">= {TEXTURE_RATIO:g}x", str(result.texture), result.texture.passed),
-        ("random reaches S90-semantic", "every seed", "", result.random_semantic),
-        ("random reaches S90-texture", "every seed", "", result.random_texture),
-    ]
-    rows = [[*check[:3], "yes" if check[3] else "no"] for check in checks]
-    return markdown_table([["gate", "wanted", "measured", "passed"], *rows])
-
-
 def sweep_table(record: Record) -> str:
-    """All sweeps, with the chosen learning rate of each arm marked."""
+    """All sweeps, with the chosen learning rate of each arm marked, and whether it is at the edge."""
     rows = [["arm", "lr", "seeds", TITLES[sweep_headline(record)], "recovery at the end", "chosen"]]
     for arm in dict.fromkeys(run.arm for run in record.runs if run.is_sweep):
         points = sweep(record, arm)
-        best = choose_lr(points)
+        best = choose_lr(points) if all(point.has_gap for point in points) else None
         for point in points:
-            reached = "not reached" if math.isinf(point.s90) else f"{point.s90:,.0f}"
-            recovery = f"{point.final_recovery:.0%}"
-            mark = "<-" if point is best else ""
-            rows.append([arm, f"{point.lr:g}", str(point.num_seeds), reached, recovery, mark])
+            mark = "" if point is not best else "<- edge, not tuned" if point.is_edge else "<-"
+            rows.append([arm, f"{point.lr:g}", str(point.num_seeds), *_measured(point), mark])
     return markdown_table(rows)
+
+
+def _measured(point: SweepPoint) -> list[str]:
+    """S90 and final recovery as text."""
+    if not point.has_gap:
+        return ["no gap", ""]
+    return [
+        "not reached" if math.isinf(point.s90) else f"{point.s90:,.0f}",
+        f"{point.final_recovery:.0%}" if math.isfinite(point.final_recovery) else "diverged",
+    ]
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:

@@ -72,7 +72,7 @@ def level_clips(end: int) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def record_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three arms, three seeds each, and a sweep of three learning rates for ``random``."""
+    """Three arms, three seeds each; sweeps of three learning rates for ``random`` and ``scratch``."""
     from sana_train.evaluation.record import add_run
 
     root = tmp_path_factory.mktemp("record")
@@ -82,10 +82,11 @@ def record_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
             run = root / "runs" / f"{arm}-s{seed}"
             write_run_dir(run, s90s, seed)
             add_run(record, run, arm=arm, seed=seed, lr=3e-4)
-    for lr, s90 in ((1e-4, 900), (3e-4, 400), (1e-3, math.inf)):
-        run = root / "runs" / f"random-lr{lr:g}"
-        write_run_dir(run, (s90, s90, s90), 0, GRID[:12])
-        add_run(record, run, arm="random", seed=0, lr=lr, is_sweep=True)
+    for arm, s90s in (("random", (900, 400, math.inf)), ("scratch", (9000, 3000, math.inf))):
+        for lr, s90 in zip((1e-4, 3e-4, 1e-3), s90s, strict=True):
+            run = root / "runs" / f"{arm}-lr{lr:g}"
+            write_run_dir(run, (s90, s90, s90), 0, GRID[:12])
+            add_run(record, run, arm=arm, seed=0, lr=lr, is_sweep=True)
     Levels(
         zero={name: value for name, value in level_clips(0).items() if name.startswith("heldout/")},
         reference=level_clips(1),

@@ -8,31 +8,11 @@ from sana_train.evaluation.record import Record
 from sana_train.evaluation.record_tables import (
     SweepPoint,
     choose_lr,
-    gate,
-    gate_table,
+    is_tuned,
     s90_table,
     sweep,
     sweep_table,
 )
-
-
-def test_gate_ratios_are_those_built_in_and_are_read_against_their_limits(record_dir):
-    result = gate(Record.load(record_dir))
-    assert result.scratch.value == pytest.approx(3000 / 400, rel=0.05)
-    assert result.texture.value == pytest.approx(2400 / 400, rel=0.05)
-    assert result.passed
-
-
-def test_an_arm_that_never_arrives_counts_as_the_last_step_and_as_a_lower_bound(record_dir):
-    record = Record.load(record_dir)
-    for run in record.runs:
-        run.arm = {"random": "scratch", "scratch": "random"}.get(run.arm, run.arm)
-    result = gate(record)  # `random` now never reaches texture and is slower than `scratch`
-    assert str(result.texture).startswith(">= 3.")
-    assert result.texture.value == pytest.approx(10000 / 3000, rel=0.05)
-    assert not result.random_texture
-    assert not result.scratch.passed
-    assert not result.passed
 
 
 def test_the_sweep_takes_the_rate_that_gets_there_first(record_dir):
@@ -44,19 +24,45 @@ def test_the_sweep_takes_the_rate_that_gets_there_first(record_dir):
 
 def test_where_no_rate_gets_there_the_furthest_is_taken():
     ends = {1e-4: 0.3, 3e-4: 0.6, 1e-3: 0.5}
-    points = [SweepPoint("scratch", lr, 1, math.inf, end) for lr, end in ends.items()]
+    points = [SweepPoint("scratch", lr, 1, math.inf, end, lr != 3e-4) for lr, end in ends.items()]
     assert choose_lr(points).lr == 3e-4
     with pytest.raises(ValueError, match="no sweep"):
         choose_lr([])
 
 
+def test_a_best_rate_at_the_edge_of_its_sweep_is_marked_and_not_tuned(record_dir):
+    record = Record.load(record_dir)
+    assert is_tuned(record, "random")
+    assert not choose_lr(sweep(record, "random")).is_edge
+    assert not is_tuned(record, "linear_probe")  # it has no sweep
+    record.runs = [run for run in record.runs if not (run.is_sweep and run.lr == 1e-4)]
+    assert choose_lr(sweep(record, "random")).is_edge
+    assert not is_tuned(record, "random")
+    assert "<- edge, not tuned" in sweep_table(record)
+
+
+def test_full_runs_at_another_rate_than_the_sweeps_best_are_not_tuned(record_dir):
+    record = Record.load(record_dir)
+    record.select("random")[0].lr = 2e-4
+    assert not is_tuned(record, "random")
+
+
+def test_a_sweep_without_a_gap_chooses_nothing(record_dir):
+    record = Record.load(record_dir)
+    record.levels.reference["samples/semantic"] = record.levels.reference["samples/semantic"] * 0
+    with pytest.raises(ValueError, match=r"no gap to close(.|\n)*measure it again"):
+        choose_lr(sweep(record, "random"))
+    assert not is_tuned(record, "random")
+    assert sweep_table(record).count("no gap") == 6
+    assert s90_table(record).count("no gap") == 3  # semantic, of every arm
+
+
 def test_tables_are_markdown_of_at_most_100_columns(record_dir):
     record = Record.load(record_dir)
-    for table in (s90_table(record), gate_table(record), sweep_table(record)):
+    for table in (s90_table(record), sweep_table(record)):
         lines = table.splitlines()
         assert len({len(line) for line in lines}) == 1
         assert len(lines[0]) <= 100
         assert set(lines[1]) == {"|", "-"}
     assert "not reached" in s90_table(record)
-    assert "| 7." in gate_table(record)
     assert next(line for line in sweep_table(record).splitlines() if "<-" in line).split()[3] == "0.0003"
