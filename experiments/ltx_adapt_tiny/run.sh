@@ -6,21 +6,23 @@
 #   RUNS     run directories and encoded clips, kept between calls
 #   WEIGHTS  a folder as data/tiny: ltx2, dcae_v, reader, sana_dcae_v, and sana_ltx2/levels.npz
 #   OUT      the record; every run is added as soon as it is finished
-#   JOBS     processes side by side on the GPU (4)
-#   MINUTES  start nothing after this long, save and stop what runs (none); the same call goes on
+#   JOBS     processes side by side, spread over the GPUs (4)
+#   MINUTES  of this call: start nothing in the last two, save and stop what runs; the same call goes on
 #
 # Rule of choice: the learning rate whose sweep run gets to S90-semantic first; if none does, the one that
-# closed most of the gap at its last step. Sweeps use a seed that no full run uses.
+# closed most of the gap at its last step. Sweeps use a seed that no full run uses. However the call ends, the
+# tables are drawn from what is finished.
 set -uo pipefail
 
 runs=$(realpath -m "$1") weights=$(realpath -m "$2") out=$(realpath -m "$3")
 width=${4:-4} minutes=${5:-100000}
 read -ra arms <<<"${ARMS:-random scratch linear_probe}"
-read -ra lrs <<<"${LRS:-3e-4 1e-3 3e-3}"
+read -ra lrs <<<"${LRS:-1e-4 3e-4 1e-3 3e-3 1e-2}"
 read -ra seeds <<<"${SEEDS:-0 1 2}"
-sweep_steps=${SWEEP_STEPS:-1500} steps=${STEPS:-10000} sweep_seed=100
+sweep_steps=${SWEEP_STEPS:-1000} steps=${STEPS:-10000} sweep_seed=100
 python=${PYTHON:-python3}
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} TORCHINDUCTOR_COMPILE_THREADS=${TORCHINDUCTOR_COMPILE_THREADS:-2}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
+num_gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l) num_started=0
 cd "$(dirname "$0")/../.." || exit 1
 
 is_done() { [[ -f $runs/$1/export/levels.npz ]]; } # the last file that a run writes
@@ -29,21 +31,34 @@ train() { # ID STEPS OVERRIDE...
   local id=$1 max_steps=$2 left=$((minutes * 60 - SECONDS))
   shift 2
   is_done "$id" && return 0
-  ((left > 60)) || return 1
+  ((left > 120)) || return 1
   "$python" train.py experiment=record/adapt run_id="$id" training.max_steps="$max_steps" logger=csv \
-    trainer.max_minutes="$((left / 60))" paths.runs="$runs" paths.weights="$weights" paths.data="$runs/data" \
+    trainer.max_minutes="$((left / 60 - 1)).0" trainer.log_every=100 training.checkpoint_every=5000 \
+    training.milestones=[] paths.runs="$runs" paths.weights="$weights" paths.data="$runs/data" \
     "$@" >>"$runs/$id.log" 2>&1
   is_done "$id" || { echo "$id is not done:" && tail -n 5 "$runs/$id.log" && return 1; }
 }
 
 train_and_add() { # ID STEPS ARM SEED LR [--sweep]
-  train "$1" "$2" adaptation="$3" training.seed="$4" training.lr="$5" || return 1
+  local grid=()
+  [[ -z ${6:-} ]] || grid=("convergence.steps=[0,100,200,350,500,750,$sweep_steps]")
+  train "$1" "$2" adaptation="$3" training.seed="$4" training.lr="$5" "${grid[@]}" || return 1
   "$python" -m sana_train.cli.record add "$out" "$runs/$1" --arm "$3" ${6:+"$6"} && echo "$SECONDS s: $1"
 }
 
 pool() { # run a command beside at most WIDTH - 1 others
   while (($(jobs -rp | wc -l) >= width)); do wait -n; done
+  ((num_gpus == 0)) || export CUDA_VISIBLE_DEVICES=$((num_started++ % num_gpus))
   "$@" &
+}
+
+report() {
+  [[ -f $out/runs.jsonl ]] || return 0
+  "$python" -m sana_train.cli.record report "$out"
+  local first=$runs/${arms[0]}-s${seeds[0]} picture
+  for picture in samples.png convergence.png; do
+    [[ ! -f $first/$picture ]] || cp "$first/$picture" "$out/${arms[0]}-s${seeds[0]}-$picture"
+  done
 }
 
 require_done() { # ID...
@@ -57,9 +72,11 @@ require_done() { # ID...
 
 mkdir -p "$runs" "$out"
 cp "$weights/sana_ltx2/levels.npz" "$out/levels.npz" || exit 1
+trap report EXIT
 
 # One short run encodes all clips and compiles, so that those side by side start at once.
-train prepare 2 convergence.num_samples=0 convergence.num_loss_clips=32
+TORCHINDUCTOR_COMPILE_THREADS=$(nproc) train prepare 2 convergence.num_samples=0 convergence.num_loss_clips=32
+export TORCHINDUCTOR_COMPILE_THREADS=${TORCHINDUCTOR_COMPILE_THREADS:-2}
 require_done prepare
 
 ids=()
@@ -85,9 +102,3 @@ for seed in "${seeds[@]}"; do
   done
 done
 require_done "${ids[@]}"
-
-"$python" -m sana_train.cli.record report "$out"
-first=$runs/${arms[0]}-s${seeds[0]}
-for picture in samples.png convergence.png; do
-  [[ ! -f $first/$picture ]] || cp "$first/$picture" "$out/${arms[0]}-s${seeds[0]}-$picture"
-done

@@ -13,6 +13,13 @@ from typing import Any, Literal, NewType
 # A mapping with ``_target_``; resolved (no interpolations) and checked against the signature.
 Node = NewType("Node", dict[str, Any])
 
+HIGH_NOISE = 0.8  # that of evaluation/convergence/loss_bands, whose import would take seconds
+
+
+def _at_least_1(key: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{key}={value}: expected at least 1")
+
 
 @dataclass(frozen=True)
 class PathsConfig:
@@ -44,6 +51,12 @@ class TrainingConfig:
     keep_full: int  # full checkpoints kept
     milestones: list[int]  # steps whose weights are kept for good
 
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "global_batch", "micro_batch", "checkpoint_every", "keep_full"):
+            _at_least_1(f"training.{name}", getattr(self, name))
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"training.ema_decay={self.ema_decay}: expected a number in [0, 1), e.g. 0.999")
+
 
 @dataclass(frozen=True)
 class TrainerConfig:
@@ -56,6 +69,12 @@ class TrainerConfig:
     log_every: int  # optimiser steps between logged training metrics
     max_minutes: float | None  # of this process, set-up included; then it saves
     at_limit: Literal["stop", "finish"]  # stop: the same command goes on; finish: measure and export now
+
+    def __post_init__(self) -> None:
+        _at_least_1("trainer.num_nodes", self.num_nodes)
+        _at_least_1("trainer.log_every", self.log_every)
+        if self.devices != "auto":
+            _at_least_1("trainer.devices", self.devices)
 
 
 @dataclass(frozen=True)
@@ -73,6 +92,16 @@ class ConvergenceConfig:
     generator: Node  # sampler, steps, shift and guidance of every sample
     reference: str | None  # record of a DiT trained natively in the target space
     stop_on_collapse: bool
+
+    def __post_init__(self) -> None:
+        outside = [level for level in self.noise_levels if not 0.0 < level < 1.0]
+        if outside or not any(level >= HIGH_NOISE for level in self.noise_levels):
+            raise ValueError(
+                f"convergence.noise_levels={self.noise_levels}: expected levels between 0 and 1, one of them "
+                f"at least {HIGH_NOISE:g}, where semantics are decided"
+            )
+        _at_least_1("convergence.num_loss_clips", self.num_loss_clips)
+        _at_least_1("convergence.batch_size", self.batch_size)
 
 
 @dataclass(frozen=True)

@@ -47,11 +47,15 @@ def load(cfg: DictConfig) -> RunConfig:
     """Check a composed configuration and type its sections; nodes stay dictionaries.
 
     Raises:
-        ConfigError: with every unknown key, mistyped value and missing requirement.
+        ConfigError: with every unknown key, mistyped value and missing requirement, or a number out of
+            its range.
     """
     plain = resolve(cfg)
     check(plain)
-    return _typed(RunConfig, plain)
+    try:
+        return _typed(RunConfig, plain)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
 
 
 def _typed(schema: Any, value: Mapping[str, Any]) -> Any:

@@ -60,6 +60,8 @@ def wanted_weights(config: RunConfig) -> list[Wanted]:
         wanted += _weights_of("source.autoencoder", config.source.autoencoder)
         if config.model is not None:
             wanted.append(Wanted("source.checkpoint", config.source.checkpoint))
+    if config.convergence is not None and config.convergence.reference is not None:
+        wanted.append(Wanted("convergence.reference", config.convergence.reference))
     return wanted
 
 

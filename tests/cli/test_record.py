@@ -134,7 +134,7 @@ def test_script_sweeps_chooses_runs_and_reports(run_script, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     assert trained[0].split()[:2] == ["prepare", "2"]
     assert len(trained) == 1 + 2 + 1
-    assert all(line.split()[1] == "1500" for line in trained[1:3])
+    assert all(line.split()[1] == "1000" for line in trained[1:3])
     record = Record.load(tmp_path / "out")
     assert record.arms == ["random"]
     assert {run.lr for run in record.runs if not run.is_sweep} == {1e-3}  # the better of the two

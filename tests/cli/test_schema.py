@@ -11,9 +11,12 @@ from typing import Any, Literal, Protocol
 
 import pytest
 
+from sana_train.cli import config
 from sana_train.cli.config import Node
 from sana_train.cli.instantiate import instantiate
+from sana_train.cli.load import compose_config, load
 from sana_train.cli.schema import ConfigError, check, nearest_key
+from sana_train.evaluation.convergence import loss_bands
 
 
 class Shape(Protocol):
@@ -198,3 +201,22 @@ def test_instantiate_supplied_wins_and_partial_waits() -> None:
     node = {"_target_": "sana_train.widgets.build_widget", "depth": 1}
     assert instantiate(node, depth=5) == 5
     assert instantiate({"_target_": "sana_train.widgets.build_widget", "_partial_": True})(depth=7) == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.log_every=0", r"trainer\.log_every=0: expected at least 1"),
+        ("training.global_batch=0", r"training\.global_batch=0: expected at least 1"),
+        ("training.ema_decay=1.0", r"training\.ema_decay=1\.0: expected a number in \[0, 1\)"),
+        ("convergence.noise_levels=[0.1,0.3]", r"noise_levels=\[0\.1, 0\.3\]: .* at least 0\.8"),
+        ("convergence.noise_levels=[0.9,1.0]", r"expected levels between 0 and 1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_with_their_key(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(compose_config([override]))
+
+
+def test_one_limit_of_high_noise() -> None:
+    assert config.HIGH_NOISE == loss_bands.HIGH_NOISE

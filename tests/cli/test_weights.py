@@ -76,3 +76,9 @@ def test_found_paths_replace_names(tmp_path: Path) -> None:
 
 def test_a_run_that_makes_its_weights_wants_none() -> None:
     assert wanted_weights(load(compose_config(["experiment=tiny/dcae_v"]))) == []
+
+
+def test_a_missing_reference_is_noticed_before_anything_is_built(tmp_path: Path) -> None:
+    config = load(compose_config([f"paths.weights={tmp_path}"]))
+    with pytest.raises(MissingWeightsError, match=r"convergence\.reference = .*levels\.npz"):
+        require_weights(config)
