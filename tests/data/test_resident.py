@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from sana_train.data import resident
 from sana_train.data.resident import RaggedText, ResidentClips, encode_resident
 from sana_train.types import Batch
 
@@ -34,6 +35,30 @@ def test_batches_equal_online_encoding(
         assert batch.index.tolist() == indices
         for attribute, value in online.attributes.items():
             assert torch.equal(batch.attributes[attribute], value)
+
+
+@pytest.mark.parametrize(("clips_in_memory", "pieces"), [(1000, [10]), (7, [6, 4]), (0, [3, 3, 3, 1])])
+def test_clips_are_read_in_larger_pieces_than_they_are_encoded(
+    squares: Any,
+    block_means: Any,
+    word_hashes: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    clips_in_memory: int,
+    pieces: list[int],
+) -> None:
+    seen: dict[str, list[int]] = {"read": [], "encoded": [], "worded": []}
+
+    def count(name: str, part: Any, method: str) -> None:
+        original = getattr(part, method)
+        monkeypatch.setattr(part, method, lambda given: seen[name].append(len(given)) or original(given))
+
+    monkeypatch.setattr(resident, "_READ_AHEAD_BYTES", clips_in_memory * squares.clip(0).nbytes)
+    count("read", squares, "batch")
+    count("encoded", block_means, "encode")
+    count("worded", word_hashes, "encode")
+    encode_resident(squares, {"one": block_means}, word_hashes, "cpu", 3)
+    assert seen["read"] == [1, *pieces]  # the first read tells how large a clip is
+    assert seen["encoded"] == seen["worded"] == [3, 3, 3, 1]
 
 
 def test_a_tensor_of_indices_is_as_good_as_a_list(squares: Any, block_means: Any, word_hashes: Any) -> None:
