@@ -21,12 +21,14 @@ from sana_train.types import Batch, VideoShape
 from sana_train.utils.files import publish_directory, write_json
 from sana_train.utils.rng import SampleRng
 
+_GOLDEN_RATIO = 0.6180339887498949
+
 
 class ClassifyTask:
     """Cross-entropy of what each cell shows and of each attribute; where nothing is, nothing is to be read.
 
-    A batch's first clips are reconstructed, its last ones are replaced by noise; as batches are drawn
-    at random, so are these.
+    Which clips are reconstructed and which replaced by noise is a matter of their ordinals, however a
+    batch is split.
 
     Args:
         model: the reader's network.
@@ -86,27 +88,26 @@ class ClassifyTask:
                 "the reader learns from cells; ask the source for them: data.train.with_cells=true"
             )
         with torch.no_grad():
-            num_noise = round(self.noise_share * len(batch))
-            frames = self._damage(self._reconstruct_some(batch.video), rng)
-            frames = self._noise_some(frames, batch.video.shape, num_noise, rng)
+            lot = (rng.ordinals.double() * _GOLDEN_RATIO) % 1.0  # even: any run of ordinals has its shares
+            is_noise = lot >= 1.0 - self.noise_share
+            frames = self._damage(self._reconstruct_some(batch.video, lot), rng)
+            frames = self._noise_some(frames, batch.video.shape, is_noise.nonzero().flatten(), rng)
             frames, is_recoloured = self._recolour_some(frames, rng)
         of_clip = class_labels(batch.attributes)
         of_cells = cell_labels(batch.attributes, batch.cells[:, -NUM_FRAMES:])
         for labels in (of_clip, of_cells):
             labels["colour"] = torch.where(is_recoloured[:, None], -1, labels["colour"])
-        is_noise = torch.arange(len(batch), device=frames.device) >= len(batch) - num_noise
         return self._losses(self.model, frames, of_clip, of_cells, is_noise)
 
-    def _reconstruct_some(self, video: Tensor) -> Tensor:
-        """(B, 3, 16, H, W): the last 16 frames, of the first clips after a round trip."""
+    def _reconstruct_some(self, video: Tensor, lot: Tensor) -> Tensor:
+        """(B, 3, 16, H, W): the last 16 frames, of those with a low ``lot`` after a round trip."""
         frames = video[:, :, -NUM_FRAMES:].float().clone()
-        if self.autoencoders:
-            share = round(self.reconstructed_share * len(video) / len(self.autoencoders))
-            for i, autoencoder in enumerate(self.autoencoders):
-                some = slice(i * share, (i + 1) * share)
-                if share:
-                    decoded = autoencoder.decode(autoencoder.encode(video[some]))
-                    frames[some] = decoded[:, :, -NUM_FRAMES:].float()
+        share = self.reconstructed_share / max(1, len(self.autoencoders))
+        for i, autoencoder in enumerate(self.autoencoders):
+            some = ((i * share <= lot) & (lot < (i + 1) * share)).nonzero().flatten()
+            if len(some):
+                decoded = autoencoder.decode(autoencoder.encode(video[some]))
+                frames[some] = decoded[:, :, -NUM_FRAMES:].float()
         return frames
 
     def _damage(self, frames: Tensor, rng: SampleRng) -> Tensor:
@@ -129,21 +130,21 @@ class ClassifyTask:
         order = torch.where(is_recoloured[:, None], order, torch.arange(3, device=frames.device))
         return frames[torch.arange(len(frames), device=frames.device)[:, None], order], is_recoloured
 
-    def _noise_some(self, frames: Tensor, shape: torch.Size, num: int, rng: SampleRng) -> Tensor:
-        """Replace the last ``num`` clips by noise of pixels or, in turn, of an autoencoder's latents."""
-        if not num:
+    def _noise_some(self, frames: Tensor, shape: torch.Size, rows: Tensor, rng: SampleRng) -> Tensor:
+        """Replace the clips at ``rows`` by noise of pixels or of an autoencoder's latents."""
+        if not len(rows):
             return frames
-        some = SampleRng(rng.seed, rng.ordinals[-num:])
+        some = SampleRng(rng.seed, rng.ordinals[rows])
         nothing = _pixel_noise(some, tuple(frames.shape[1:]))
+        kind = (some.uniform("noise_source") * (len(self.autoencoders) + 1)).long()
         for i, autoencoder in enumerate(self.autoencoders):
-            rows = slice(i, None, len(self.autoencoders) + 1)
-            latent_shape = autoencoder.spec.latent_shape(VideoShape(*shape[2:]))
-            part = SampleRng(some.seed, some.ordinals[rows])
-            latents = part.normal("latent_noise", latent_shape)
-            if len(latents):
+            own = (kind == i).nonzero().flatten()
+            if len(own):
+                latent_shape = autoencoder.spec.latent_shape(VideoShape(*shape[2:]))
+                latents = SampleRng(some.seed, some.ordinals[own]).normal("latent_noise", latent_shape)
                 decoded = autoencoder.decode(autoencoder.denormalise(latents))
-                nothing[rows] = decoded[:, :, -NUM_FRAMES:].float()
-        return torch.cat([frames[:-num], nothing])
+                nothing[own] = decoded[:, :, -NUM_FRAMES:].float()
+        return frames.index_copy(0, rows, nothing)
 
     def export(
         self, directory: Path, train: ClipSource, heldout: ClipSource, record: dict[str, Any]
