@@ -72,6 +72,9 @@ class ClipDataModule(lightning.LightningDataModule):
         num_workers: loader processes per rank, for sources that decode; 0 for resident or rendered ones.
         start_step: optimiser steps the run completed before this process, where the trainer itself
             counts from zero.
+
+    Raises:
+        ValueError: workers are asked for, and the clips to train on lie on a GPU.
     """
 
     def __init__(
@@ -85,6 +88,12 @@ class ClipDataModule(lightning.LightningDataModule):
         start_step: int = 0,
     ) -> None:
         super().__init__()
+        device = _device_of(train)
+        if num_workers > 0 and device.type != "cpu":
+            raise ValueError(
+                f"trainer.num_workers={num_workers}: {type(train).__name__} keeps or renders its clips on "
+                f"{device}, which loader processes cannot use; set trainer.num_workers=0"
+            )
         self.train = train
         self.heldout = heldout
         self.global_batch = global_batch
@@ -111,7 +120,19 @@ class ClipDataModule(lightning.LightningDataModule):
             raise RuntimeError("ClipDataModule has no trainer; use train_batches() outside of Lightning")
         start_step = self.start_step + trainer.global_step
         dataset = self.train_batches(start_step, trainer.world_size, trainer.global_rank)
-        return DataLoader(dataset, batch_size=None, num_workers=self.num_workers)
+        has_workers = self.num_workers > 0
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=self.num_workers,
+            persistent_workers=has_workers,
+            pin_memory=has_workers and torch.cuda.is_available(),  # by a thread, beside training
+        )
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device, non_blocking=True)
+
+
+def _device_of(source: ClipSource) -> torch.device:
+    """Where a source makes its batches: sources that are not on the CPU say so."""
+    return torch.device(getattr(source, "device", "cpu"))

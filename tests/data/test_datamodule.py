@@ -74,6 +74,32 @@ def test_empty_source_is_refused(squares: Any) -> None:
         module.train_batches()
 
 
+def test_workers_are_refused_for_clips_on_a_gpu(squares: Any) -> None:
+    """A forked worker would die with 'Cannot re-initialize CUDA in forked subprocess'."""
+    squares.device = torch.device("cuda")
+    with pytest.raises(
+        ValueError, match=r"trainer\.num_workers=2: MovingSquares .* on cuda, .* trainer\.num_workers=0"
+    ):
+        ClipDataModule(squares, squares, 4, 2, seed=1, num_workers=2)
+    ClipDataModule(squares, squares, 4, 2, seed=1)
+    squares.device = torch.device("cpu")
+    ClipDataModule(squares, squares, 4, 2, seed=1, num_workers=2)
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "has_gpu", "pins"), [(0, True, False), (2, False, False), (2, True, True)]
+)
+def test_workers_stay_and_pin_what_goes_to_a_gpu(
+    squares: Any, monkeypatch: pytest.MonkeyPatch, num_workers: int, has_gpu: bool, pins: bool
+) -> None:
+    data = ClipDataModule(squares, squares, 4, 2, seed=1, num_workers=num_workers)
+    data.trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    loader = data.train_dataloader()
+    assert loader.persistent_workers == (num_workers > 0)
+    assert loader.pin_memory == pins
+
+
 class Recorder(lightning.LightningModule):
     """Trains one number and keeps the ordinals and clip ids of every micro-batch."""
 
