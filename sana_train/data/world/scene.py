@@ -60,7 +60,7 @@ class WorldSpec:
         num_looks: equivalent looks of a texture: stripe directions (2 at most) and noise fields.
         speed_min_px: slowest drift per frame.
         speed_max_px: fastest drift per frame.
-        pan_prob: share of scenes whose backdrop slides.
+        pan_prob: share of scenes whose backdrop slides sideways, under objects that keep their own paths.
         light_prob: share of scenes that get darker or brighter over the clip.
         layout_rounds: how often an object may be moved to make a scene clearer (covered objects,
             ambiguous relations).
