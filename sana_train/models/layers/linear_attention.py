@@ -39,20 +39,25 @@ class LinearAttention(nn.Module):
         return self.out(mixed.to(value.dtype).flatten(2))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, rope: Rotation) -> Tensor:
-        """(B, N, A, E) each -> (B, N, A, E) float32."""
+        """(B, N, A, E) each -> (B, N, A, E) float32.
+
+        Products are of float32 tensors and add up in float32. Their factors keep 10 bits of mantissa
+        where CUDA may use TF32, as ``torch.set_float32_matmul_precision("high")`` allows.
+        """
         ambient = query.dtype
-        if self.numerics.use_ambient_rounding:
-            weight = _similarity(query, key)
+        rounded = self.numerics.use_ambient_rounding
+        # Both references compute the reciprocal outside their float32 part, so autocast has its say here.
+        scale = 1 / (_similarity(query, key) + self.numerics.attention_eps) if rounded else None
         device = "cpu" if query.is_meta else query.device.type  # autocast does not know meta
         with torch.autocast(device, enabled=False):
-            if not self.numerics.use_ambient_rounding:
-                weight = _similarity(query.float(), key.float())
             turned_query, turned_key = rotate(query, rope), rotate(key, rope)
-            if self.numerics.use_ambient_rounding:
+            if rounded:
                 turned_query, turned_key = turned_query.to(ambient), turned_key.to(ambient)
             summary = torch.einsum("bnae,bnaf->baef", turned_key.float(), value.float())
             numerator = torch.einsum("bnae,baef->bnaf", turned_query.float(), summary)
-            return numerator / (weight + self.numerics.attention_eps)
+            if scale is not None:
+                return numerator * scale
+            return numerator / (_similarity(query.float(), key.float()) + self.numerics.attention_eps)
 
 
 def _similarity(query: Tensor, key: Tensor) -> Tensor:
