@@ -67,7 +67,9 @@ def make_model() -> SanaVideoDiT:
     )
 
 
-def make_clips(num_clips: int = 20, holes: Sequence[int] = (), garbage: float = 1.0) -> ResidentClips:
+def make_clips(
+    num_clips: int = 20, holes: Sequence[int] = (), garbage: float = 1.0, device: str = "cpu"
+) -> ResidentClips:
     """Random latents and captions; ``holes`` have weight 0 and latents of size ``garbage``."""
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(num_clips, 4, 2, 3, 3, generator=generator)
@@ -75,11 +77,14 @@ def make_clips(num_clips: int = 20, holes: Sequence[int] = (), garbage: float = 
     weight[list(holes)] = 0.0
     latents[list(holes)] = garbage
     lengths = torch.arange(num_clips) % MAX_TOKENS + 1
-    text = RaggedText(torch.randn(int(lengths.sum()), CONTEXT_DIM, generator=generator), lengths, MAX_TOKENS)
-    return ResidentClips(latents, text, [f"clip {i}" for i in range(num_clips)], {}, weight, SPEC)
+    tokens = torch.randn(int(lengths.sum()), CONTEXT_DIM, generator=generator)
+    text = RaggedText(tokens.to(device), lengths.to(device), MAX_TOKENS)
+    return ResidentClips(latents.to(device), text, [f"clip {i}" for i in range(num_clips)], {}, weight, SPEC)
 
 
-def make_task(kept_start_step: int | None = None, kind: type[FlowTask] = FlowTask) -> FlowTask:
+def make_task(
+    kept_start_step: int | None = None, kind: type[FlowTask] = FlowTask, compile_mode: str = "none"
+) -> FlowTask:
     """A task that trains all, or the new layers at once and all others from ``kept_start_step``."""
     model = make_model()
     named = list(model.named_parameters())
@@ -90,7 +95,7 @@ def make_task(kept_start_step: int | None = None, kind: type[FlowTask] = FlowTas
             {"name": "new", "params": [p for name, p in named if name.startswith(NEW_LAYERS)]},
             {"name": "kept", "params": kept, "lr_scale": 0.5, "start_step": kept_start_step},
         ]
-    return kind(model, groups, ScaledSpace(), WordTable(), LogitNormal(), 0.1, "none")  # type: ignore[arg-type]
+    return kind(model, groups, ScaledSpace(), WordTable(), LogitNormal(), 0.1, compile_mode)  # type: ignore[arg-type]
 
 
 def launch(
@@ -109,12 +114,14 @@ def launch(
     clip_norm: float = 1.0,
     devices: int = 1,
     stop: StopAtStepEnd | None = None,
+    accelerator: str = "cpu",
+    precision: str = "32-true",
 ) -> TrainingShell:
     """Train from the run's last checkpoint up to ``max_steps``, in steps of 8 clips."""
     resume_from = ckpt.latest_resumable(run_dir)
     start_step = 0 if resume_from is None else ckpt.step_of(resume_from)
     task = make_task() if task is None else task
-    clips = make_clips() if clips is None else clips
+    clips = make_clips(device="cuda" if accelerator == "gpu" else "cpu") if clips is None else clips
     shell = TrainingShell(
         task,
         seed=3,
@@ -133,10 +140,10 @@ def launch(
     run = {"run_id": run_dir.name}
     stop = StopAtStepEnd(lambda text: None) if stop is None else stop
     trainer = build_trainer(
-        accelerator="cpu",
+        accelerator=accelerator,
         devices=devices,
         num_nodes=1,
-        precision="32-true",
+        precision=precision,
         num_steps=max_steps - start_step,
         accumulation=data.split(devices).accumulation,
         loggers=[JsonlLogger(run_dir, start_step)],
