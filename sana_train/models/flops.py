@@ -1,4 +1,4 @@
-"""Exact matrix FLOPs of a SANA-Video forward pass, for MFU.
+"""Exact matrix FLOPs of SANA-Video, forward and in training, for MFU.
 
 Two per multiply-add of every linear, convolution and attention product, as a FLOP counter counts;
 norms, activations and rotations are left out.
@@ -16,14 +16,14 @@ _DEPTHWISE_TAPS = 9
 
 
 def forward_flops(model: SanaVideoDiT, grid: tuple[int, int, int], num_context: int) -> int:
-    """FLOPs of one sample through ``prepare`` and ``forward``; training costs three times as much.
+    """FLOPs of one sample through ``prepare`` and ``forward``.
 
     Args:
         model: gives the widths; may be on meta.
         grid: latent (T, H, W) before patching.
         num_context: padded caption length S.
     """
-    num_tokens = math.prod(size // patch for size, patch in zip(grid, model.patch_size, strict=True))
+    num_tokens = _num_tokens(model, grid)
     width, caption_dim = model.caption_embed.fc1.weight.shape
     time_embed = model.time_embed.fc1.weight.numel() + model.time_embed.fc2.weight.numel()
     per_sample = time_embed + model.time_modulation.weight.numel()
@@ -31,6 +31,22 @@ def forward_flops(model: SanaVideoDiT, grid: tuple[int, int, int], num_context: 
     per_token = model.patch_embed.weight.numel() + model.final_layer.linear.weight.numel()
     total = per_sample + num_context * per_context + num_tokens * per_token
     return 2 * (total + len(model.blocks) * _block_multiplies(model, width, num_tokens, num_context))
+
+
+def training_flops(model: SanaVideoDiT, grid: tuple[int, int, int], num_context: int) -> int:
+    """FLOPs of one sample, forward and backward, with every parameter trained, as ``forward_flops``.
+
+    A product costs two more of its size in the backward pass, one for each factor's gradient; but latents,
+    captions and time features need none, which saves one product in each of the three first layers.
+    """
+    per_context, per_sample = model.caption_embed.fc1.weight.numel(), model.time_embed.fc1.weight.numel()
+    per_token = model.patch_embed.weight.numel()
+    saved = _num_tokens(model, grid) * per_token + num_context * per_context + per_sample
+    return 3 * forward_flops(model, grid, num_context) - 2 * saved
+
+
+def _num_tokens(model: SanaVideoDiT, grid: tuple[int, int, int]) -> int:
+    return math.prod(size // patch for size, patch in zip(grid, model.patch_size, strict=True))
 
 
 def _block_multiplies(model: SanaVideoDiT, width: int, num_tokens: int, num_context: int) -> int:
