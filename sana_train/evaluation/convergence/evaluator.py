@@ -1,14 +1,14 @@
 """One evaluation of a denoiser: loss bands, one-step clean estimates, samples.
 
-The denoiser and the generator run under the caller's autocast; decoding, reading and metrics are
-fp32. Numbers are means over clips; the clips themselves go to a side file for the bootstrap.
+The denoiser and the generator run in the caller's precision, which should be the one it trains in;
+what they return is cast to fp32, and decoding, reading and metrics are fp32 outside any autocast.
+Numbers are means over clips; the clips themselves go to a side file for the bootstrap.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,9 @@ from sana_train.protocols import Autoencoder, Denoiser, Reader
 
 logger = logging.getLogger(__name__)
 
+# Decoded and compared at a time: 256 clips of 16 x 128 x 128 px and their DCTs are several GiB.
+_DECODED_CLIPS = 32
+
 DenoiserGenerate = Callable[[Denoiser, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -48,7 +51,7 @@ class ConvergenceEvaluator:
         clean_sigmas: noise levels of the one-step clean estimates.
         num_clean_estimates: clips decoded from one step; 0 = none.
         num_samples: captions sampled; 0 = loss bands (and clean estimates) only.
-        batch_size: clips per forward pass, per sampling and per decoding.
+        batch_size: clips per forward pass and per sampling; decoding takes at most 32.
         seed: of the evaluation's noise, not of the run.
     """
 
@@ -84,8 +87,8 @@ class ConvergenceEvaluator:
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.seed = seed
-        self._decoded: list[Tensor] | None = None  # of the clean estimates' clips, per chunk, on the CPU
-        self._statistics: list[tuple[Tensor, Tensor]] | None = None  # of the samples' captions, per chunk
+        self._decoded: Tensor | None = None  # the clean estimates' clips, on the CPU
+        self._statistics: tuple[Tensor, Tensor] | None = None  # of the samples' captions
 
     def evaluate(self, denoiser: Denoiser, step: int) -> dict[str, float]:
         """Flat metrics, e.g. ``heldout/loss_high``, ``clean/0.9/delta_e``, ``samples/semantic``."""
@@ -158,21 +161,30 @@ class ConvergenceEvaluator:
         with evaluation_mode(denoiser):
             return self.generate(denoiser, clips.context, clips.context_mask, noise)
 
+    def _pieces(
+        self, clips: HeldOut, latents: Tensor, first_clip: int = 0
+    ) -> Iterator[tuple[slice, HeldOut, Tensor]]:
+        """(their place among all clips, clips, decoded latents), few enough at a time to hold in memory."""
+        for start, piece in clips.chunks(_DECODED_CLIPS):
+            stop = start + len(piece)
+            yield slice(first_clip + start, first_clip + stop), piece, self._decode(latents[start:stop])
+
     def _clean(self, denoiser: Denoiser) -> dict[str, Tensor]:
-        clips = self.heldout.slice(0, self.num_clean_estimates) if self.num_clean_estimates else None
-        if clips is None:
+        if not self.num_clean_estimates:
             return {}
+        clips = self.heldout.slice(0, self.num_clean_estimates)
         if self._decoded is None:
-            self._decoded = [self._decode(c.latents).cpu() for _, c in clips.chunks(self.batch_size)]
+            self._decoded = torch.cat([video.cpu() for _, _, video in self._pieces(clips, clips.latents)])
         rows: list[dict[str, Tensor]] = []
-        for (start, chunk), decoded in zip(clips.chunks(self.batch_size), self._decoded, strict=True):
+        for start, chunk in clips.chunks(self.batch_size):
             row = {}
             estimates = clean_latents(denoiser, chunk, self.clean_sigmas, self.seed, start)
             for sigma, latents in estimates.items():
-                video = self._decode(latents)
-                compare = partial(clean_metrics, video, decoded.to(video.device))
-                metrics = _fp32(video, compare, chunk.attributes, self.reader)
-                row |= {f"clean/{sigma:g}/{name}": value for name, value in metrics.items()}
+                pieces = []
+                for place, piece, video in self._pieces(chunk, latents, start):
+                    decoded = self._decoded[place].to(video.device)
+                    pieces.append(_fp32(video, clean_metrics, video, decoded, piece.attributes, self.reader))
+                row |= {f"clean/{sigma:g}/{name}": value for name, value in _concatenate(pieces).items()}
             rows.append(row)
         return _concatenate(rows)
 
@@ -181,23 +193,26 @@ class ConvergenceEvaluator:
             return {}
         clips = self.heldout.slice(0, self.num_samples)
         if self._statistics is None:
-            self._statistics = [
-                _fp32(c.latents, reference_statistics, self._decode(c.latents))
-                for _, c in clips.chunks(self.batch_size)
+            parts = [
+                _fp32(video, reference_statistics, video) for *_, video in self._pieces(clips, clips.latents)
             ]
+            colours, spectra = zip(*parts, strict=True)
+            self._statistics = torch.cat(colours), torch.cat(spectra)
         rows = []
-        for (start, chunk), statistics in zip(clips.chunks(self.batch_size), self._statistics, strict=True):
-            video = self._decode(self._generate(denoiser, start, chunk))
-            metrics = _fp32(video, sample_metrics, video, statistics, chunk.attributes, self.reader)
-            rows.append({f"samples/{name}": value for name, value in metrics.items()})
+        for start, chunk in clips.chunks(self.batch_size):
+            latents = self._generate(denoiser, start, chunk)
+            for place, piece, video in self._pieces(chunk, latents, start):
+                statistics = self._statistics[0][place], self._statistics[1][place]
+                metrics = _fp32(video, sample_metrics, video, statistics, piece.attributes, self.reader)
+                rows.append({f"samples/{name}": value for name, value in metrics.items()})
         return _concatenate(rows)
 
     def _ceiling(self, reader: Reader) -> PerClip:
         """The reader on decode(latents), under the names of the samples' metrics."""
         rows = []
-        for _, chunk in self.heldout.slice(0, self.num_samples).chunks(self.batch_size):
-            video = self._decode(chunk.latents)
-            scores = _fp32(video, group_scores, video, chunk.attributes, reader)
+        clips = self.heldout.slice(0, self.num_samples)
+        for _, piece, video in self._pieces(clips, clips.latents):
+            scores = _fp32(video, group_scores, video, piece.attributes, reader)
             rows.append({f"samples/{name}": value for name, value in scores.items()})
         return _arrays(_concatenate(rows))
 

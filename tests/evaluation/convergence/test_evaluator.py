@@ -78,6 +78,65 @@ def test_clips_that_do_not_have_an_attribute_are_nan_per_clip_and_left_out_of_th
     assert metrics["heldout/loss_high"] == pytest.approx(loss.mean())
 
 
+def test_decoding_in_pieces_bounds_memory_and_changes_no_number(
+    gaussian_denoiser, heldout, autoencoder, reader, monkeypatch
+):
+    seen = []
+    plain_decode = autoencoder.decode
+
+    def decode(latents):
+        seen.append(len(latents))
+        return plain_decode(latents)
+
+    monkeypatch.setattr(autoencoder, "decode", decode)
+
+    def measure(batch_size):
+        def generate(denoiser, context, mask, noise):
+            return noise / 2
+
+        sizes = {"num_clean_estimates": 11, "num_samples": 12, "batch_size": batch_size}
+        evaluator = ConvergenceEvaluator(heldout, autoencoder, reader, generate, **sizes)
+        return evaluator.measure(gaussian_denoiser(0.3)) | evaluator.levels().ceiling
+
+    whole = measure(12)
+    assert max(seen) == 12
+    seen.clear()
+    monkeypatch.setattr("sana_train.evaluation.convergence.evaluator._DECODED_CLIPS", 5)
+    for batch_size in (12, 7):
+        pieces = measure(batch_size)
+        assert max(seen) == 5
+        assert pieces.keys() == whole.keys()
+        for name, values in whole.items():
+            np.testing.assert_allclose(pieces[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_metrics_are_fp32_whatever_precision_the_denoiser_runs_in(
+    gaussian_denoiser, heldout, autoencoder, reader
+):
+    """A perfect sampler keeps its exact scores, and its reader sees fp32, under the caller's autocast."""
+    dtypes = []
+
+    class Watching:
+        groups, chance, score = reader.groups, reader.chance, staticmethod(reader.score)
+
+        def read(self, video):
+            dtypes.append((video.dtype, torch.is_autocast_enabled("cpu")))
+            return reader.read(video)
+
+    def generate(denoiser, context, mask, noise):
+        dtypes.append((noise.dtype, torch.is_autocast_enabled("cpu")))
+        return heldout.latents.bfloat16()
+
+    evaluator = ConvergenceEvaluator(heldout, autoencoder, Watching(), generate, num_samples=12)
+    with torch.autocast("cpu", torch.bfloat16):
+        metrics = evaluator.evaluate(gaussian_denoiser(), step=0)
+    assert dtypes == [(torch.float32, True), (torch.float32, False)]
+    exact = ConvergenceEvaluator(heldout, autoencoder, reader, generate, num_samples=12)
+    assert (
+        metrics["samples/spectrum_gap"] == exact.evaluate(gaussian_denoiser(), step=0)["samples/spectrum_gap"]
+    )
+
+
 def test_a_diverged_denoiser_has_infinite_loss_not_a_missing_one(gaussian_denoiser, heldout):
     metrics = ConvergenceEvaluator(heldout).evaluate(gaussian_denoiser(float("nan")), step=0)
     assert metrics["heldout/loss_high"] == np.inf
