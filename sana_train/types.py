@@ -5,7 +5,8 @@ Legend: B batch, C channels, F frames, T/H/W latent grid, S text tokens, D text 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -118,24 +119,14 @@ class Batch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """A copy of the batch on ``device``."""
+        return self._map(lambda value: value.to(device, non_blocking=non_blocking))
 
-        def move(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.to(device, non_blocking=non_blocking)
+    def pin_memory(self) -> Batch:
+        """A copy of the batch in page-locked memory, from which copies to a GPU run beside its work."""
+        return self._map(lambda value: value.pin_memory())
 
-        return replace(
-            self,
-            **{
-                name: move(getattr(self, name))
-                for name in (
-                    "index",
-                    "ordinals",
-                    "weight",
-                    "video",
-                    "latents",
-                    "context",
-                    "context_mask",
-                    "cells",
-                )
-            },
-            attributes={name: value.to(device) for name, value in self.attributes.items()},
-        )
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+        attributes = {name: change(value) for name, value in self.attributes.items()}
+        return replace(self, **tensors, attributes=attributes)

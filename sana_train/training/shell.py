@@ -111,6 +111,7 @@ class TrainingShell(pl.LightningModule):
         weighted = {name: (value * batch.weight).sum() / len(batch) for name, value in losses.items()}
         for name, value in weighted.items():
             _add(self._step_sums, name, value.detach())
+        _add(self._step_sums, "hole_share", (batch.weight == 0).float().mean())
         self._num_micro_batches += 1
         return weighted["loss"]
 

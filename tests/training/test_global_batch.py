@@ -76,6 +76,7 @@ def test_a_hole_leaves_its_share_of_the_gradient_empty_and_nothing_else(
     expected.kept = {name: p.grad for name, p in task.model.named_parameters()}
     assert_close(expected, one)
     assert logged["train/loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert logged["train/hole_share"] == pytest.approx(2 / 8)
 
 
 def test_the_norm_is_logged_before_clipping(tmp_path: Path) -> None:
