@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from PIL import Image
 
 from sana_train.utils.files import publish_file
 
@@ -59,19 +60,22 @@ _STYLE: Any = {
     "legend.framealpha": 0.85,
     "legend.fontsize": 9,
     "lines.linewidth": 1.8,
-    "savefig.facecolor": "white",
+    "figure.facecolor": "white",
 }
 
 
 @contextmanager
 def new_figure(width_in: float, height_in: float, path: Path, dpi: int = 150) -> Iterator[Figure]:
-    """A figure on its own canvas (no global state), written to ``path`` when the block ends."""
+    """A figure on its own canvas (no global state), written to ``path`` as PNG when the block ends."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width_in, height_in), dpi=dpi, layout="constrained")
-        FigureCanvasAgg(figure)
+        canvas = FigureCanvasAgg(figure)
         yield figure
+        # Not savefig: it draws twice, packs at zlib's slow default and keeps an empty alpha channel.
+        canvas.draw()
+        picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
         with publish_file(path) as scratch:
-            figure.savefig(scratch, dpi=dpi)
+            picture.save(scratch, format="png", dpi=(dpi, dpi), compress_level=4)
 
 
 def arm_colour(arm: str, arms: Sequence[str]) -> str:

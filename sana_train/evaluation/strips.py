@@ -36,7 +36,7 @@ def frame_grid(columns: Sequence[Tensor], frames: Sequence[int]) -> np.ndarray:
 
 def show_grid(axes: Axes, picture: np.ndarray, labels: Sequence[str], *, with_labels: bool = True) -> None:
     """Draw a ``frame_grid`` with its column labels above."""
-    axes.imshow(picture, interpolation="lanczos", aspect="equal")
+    axes.imshow(picture, interpolation="catrom", aspect="equal")
     axes.set_axis_off()
     if with_labels:
         width = (picture.shape[1] + _GAP_PX) / len(labels)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from matplotlib.image import imread
+from matplotlib.image import AxesImage, imread
 
 from sana_train.data.video import decode_clip
 from sana_train.evaluation.strips import frame_grid, sample_strip, side_by_side_video
@@ -33,6 +33,19 @@ def test_strip_is_written_and_refuses_columns_of_other_shapes(tmp_path):
         sample_strip(tmp_path / "bad.png", ["one", "two"], columns)
     with pytest.raises(ValueError, match="needs prompts and columns"):
         sample_strip(tmp_path / "bad.png", [], {})
+
+
+def test_pictures_are_resampled_once(tmp_path, monkeypatch):
+    """Most of a figure's time goes into resampling and packing pictures; evaluations draw many."""
+    calls = []
+    plain = AxesImage.make_image
+    monkeypatch.setattr(
+        AxesImage, "make_image", lambda *args, **kwargs: calls.append(1) or plain(*args, **kwargs)
+    )
+    columns = {"source": torch.cat([numbered(0.0)] * 2)}
+    sample_strip(tmp_path / "strip.png", ["one", "two"], columns)
+    assert len(calls) == 2
+    assert imread(tmp_path / "strip.png").shape[2] == 3  # no empty alpha channel
 
 
 def test_film_plays_columns_side_by_side_with_all_frames(tmp_path):
