@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def _hashes(shell: TrainingShell) -> dict[str, str]:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, hardware and the commit of the code, as far as they are known."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     return {
         "sana_train": __version__,
         "commit": _commit(),
@@ -87,6 +88,19 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": name,
         "num_threads": torch.get_num_threads(),
     }
+
+
+def _cpu_name() -> str:
+    """Model and number of cores, as Linux tells them; the architecture elsewhere."""
+    models = re.findall(r"^model name\s*: (.+)$", _read_or_empty("/proc/cpuinfo"), re.MULTILINE)
+    return f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores"
+
+
+def _read_or_empty(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
 
 
 def _commit() -> str:
