@@ -49,7 +49,7 @@ def _facts(config: RunConfig, run_dir: Path, device: torch.device) -> dict[str, 
         "scale": f"scale={config.scale}: {other}",
         "device": name,
         "global batch": batch,
-        "steps": f"up to {training.max_steps}; training.max_steps={10 * training.max_steps} goes on from there",
+        "steps": f"up to {training.max_steps}; training.max_steps={10 * training.max_steps} goes on",
         "run": str(run_dir),
     }
 
