@@ -1,7 +1,8 @@
 """How well an autoencoder gives clips back, and whether it keeps their textures.
 
 Whole-frame PSNR can be passed by erasing texture, so the gain inside textured masks over a clip whose
-textures are replaced by their mean colour is measured beside it.
+textures are replaced by their mean colour is measured beside it, and structural similarity, which falls
+where contrast is lost.
 
 Legend: B batch, F frames, H/W pixels. Clips are in [-1, 1].
 """
@@ -13,8 +14,10 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from sana_train.autoencoders.base import VideoAutoencoder
+from sana_train.evaluation import lpips_metric
 from sana_train.protocols import ClipSource
 from sana_train.types import Batch
 
@@ -33,6 +36,21 @@ class TexturedClips(Protocol):
 def psnr(video: Tensor, reference: Tensor) -> Tensor:
     """(B,) PSNR in dB over all of a clip."""
     return _decibels((video.float() - reference.float()).square().flatten(1).mean(dim=1))
+
+
+def ssim(video: Tensor, reference: Tensor) -> Tensor:
+    """(B,) structural similarity of frames (Wang et al. 2004), the mean of a clip's; 1 = equal.
+
+    Of pixels moved to [0, 2]: the luminance term is meant for values that are not negative.
+    """
+    pairs = zip(video.float() + 1.0, reference.float() + 1.0, strict=True)
+    means = []
+    for clip, other in pairs:  # one at a time: it holds five filtered copies
+        frames, others = clip.transpose(0, 1), other.transpose(0, 1)
+        similarity = structural_similarity_index_measure(frames, others, data_range=_PEAK, reduction="none")
+        assert isinstance(similarity, Tensor)
+        means.append(similarity.mean())
+    return torch.stack(means)
 
 
 def masked_psnr(video: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
@@ -57,23 +75,29 @@ def evaluate_reconstruction(
 ) -> dict[str, float]:
     """Means over the first ``num_clips`` sound clips of ``source``.
 
-    ``psnr_db``, ``num_clips`` and, from a ``TexturedClips`` source, ``texture_gain_db``.
+    ``psnr_db``, ``ssim``, ``num_clips``; from a ``TexturedClips`` source ``texture_gain_db``; and ``lpips``
+    where it is installed with its backbone's weights.
     """
-    quality: list[Tensor] = []
-    gains: list[Tensor] = []
+    values: dict[str, list[Tensor]] = {}
+    perceptual = lpips_metric.PerceptualDistance(True, device) if lpips_metric.is_ready() else None
     for batch in sound_batches(source, num_clips, batch_size, device):
         assert batch.video is not None
         reference = autoencoder.reconstructed_frames(batch.video)
         decoded = autoencoder.decode(autoencoder.encode(batch.video))
-        quality.append(psnr(decoded, reference))
+        measured = {"psnr_db": psnr(decoded, reference), "ssim": ssim(decoded, reference)}
+        if perceptual is not None:
+            measured["lpips"] = perceptual(decoded, reference)
         if isinstance(source, TexturedClips):
             flat, mask = (value.to(device) for value in source.flattened(batch.index.tolist()))
             flat, mask = autoencoder.reconstructed_frames(flat), autoencoder.reconstructed_frames(mask)
-            gains.append(texture_gain_db(decoded, reference, flat, mask))
-    result = {"psnr_db": torch.cat(quality).mean().item(), "num_clips": float(sum(map(len, quality)))}
-    if gains:
-        result["texture_gain_db"] = torch.cat(gains).nanmean().item()
-    return result
+            measured["texture_gain_db"] = texture_gain_db(decoded, reference, flat, mask)
+        for name, value in measured.items():
+            values.setdefault(name, []).append(value)
+    joined = {name: torch.cat(parts) for name, parts in values.items()}
+    means = {name: value.mean().item() for name, value in joined.items()}
+    if "texture_gain_db" in joined:  # NaN for clips without texture
+        means["texture_gain_db"] = joined["texture_gain_db"].nanmean().item()
+    return {**means, "num_clips": float(len(joined["psnr_db"]))}
 
 
 def sound_batches(

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from sana_train.autoencoders.dc_ae_v import DCAEV
+from sana_train.evaluation import lpips_metric
 from sana_train.evaluation.reconstruction import (
     evaluate_reconstruction,
     masked_psnr,
     psnr,
     sound_batches,
+    ssim,
     texture_gain_db,
 )
 from sana_train.types import Batch
@@ -22,6 +24,24 @@ def test_psnr_of_a_known_error() -> None:
     reference = torch.zeros(2, 3, 2, 4, 4)
     video = reference + torch.tensor([0.2, 0.02]).view(2, 1, 1, 1, 1)
     torch.testing.assert_close(psnr(video, reference), torch.tensor([20.0, 40.0]))
+
+
+def test_ssim_of_flat_frames_is_its_luminance_term_averaged_over_frames() -> None:
+    """(2ab + c) / (a^2 + b^2 + c) of brightness from 0, with c = (0.01 * range)^2."""
+    reference = torch.full((2, 3, 2, 16, 16), -0.8)  # brightness 0.2 of 2
+    video = reference.clone()
+    video[1, :, 1] = 0.2  # brightness 1.2 in one frame of one clip
+    a, b, c = 0.2, 1.2, 0.02**2
+    unlike = (2 * a * b + c) / (a**2 + b**2 + c)
+    torch.testing.assert_close(ssim(video, reference), torch.tensor([1.0, (1 + unlike) / 2]))
+
+
+def test_ssim_of_an_erased_texture_is_near_zero() -> None:
+    reference = torch.full((1, 3, 1, 32, 32), -0.5)
+    reference[..., ::2] = 0.5
+    erased = torch.zeros_like(reference)
+    assert ssim(erased, reference).item() < 0.05
+    assert ssim(reference * 0.9, reference).item() > 0.9
 
 
 def test_masked_psnr_sees_only_the_mask() -> None:
@@ -63,11 +83,26 @@ class Clips:
         return torch.full(shape, 0.5).expand(-1, 3, -1, -1, -1), torch.ones(shape, dtype=torch.bool)
 
 
-def test_evaluation_leaves_holes_out_and_skipped_frames_too() -> None:
+def test_evaluation_leaves_holes_out_and_skipped_frames_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lpips_metric, "is_ready", lambda: False)
     model = DCAEV(4, [8, 8, 8], [0, 0, 0], [0, 0, 0], chunk_frames=4)
     metrics = evaluate_reconstruction(model, Clips(), num_clips=4, batch_size=3, device="cpu")
     assert metrics["num_clips"] == 3.0
+    assert -1.0 <= metrics["ssim"] < 0.5
+    assert "lpips" not in metrics
     assert metrics["texture_gain_db"] < 0.0  # an untrained decoder is worse than the mean colour
+
+
+def test_perceptual_distance_is_measured_only_where_it_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(pretrained: bool, device: str) -> object:
+        assert pretrained
+        return lambda decoded, reference: torch.full((len(decoded),), 0.25)
+
+    monkeypatch.setattr(lpips_metric, "is_ready", lambda: True)
+    monkeypatch.setattr(lpips_metric, "PerceptualDistance", make)
+    model = DCAEV(4, [8, 8, 8], [0, 0, 0], [0, 0, 0], chunk_frames=4)
+    metrics = evaluate_reconstruction(model, Clips(), num_clips=4, batch_size=3, device="cpu")
+    assert metrics["lpips"] == 0.25
 
 
 def test_sources_without_sound_pixels_are_refused() -> None:
