@@ -25,7 +25,7 @@ from sana_train.data.bank import banked_clips
 from sana_train.data.latents import LatentClips, precompute_latents
 from sana_train.data.pixels import ResidentPixels
 from sana_train.models.checkpoint import read_state
-from sana_train.models.flops import forward_flops
+from sana_train.models.flops import training_flops
 from sana_train.models.sana_video import SanaVideoDiT
 from sana_train.protocols import Autoencoder, ClipSource, Reader, Task, TextEncoder
 from sana_train.types import VideoShape
@@ -230,4 +230,4 @@ class Parts:
             sizes = list(first.latents.shape[2:])
         grid = (sizes[0], sizes[1], sizes[2])
         num_tokens = math.prod(grid) // math.prod(model.patch_size)
-        return 3 * forward_flops(model, grid, self.text_encoder.max_tokens), num_tokens
+        return training_flops(model, grid, self.text_encoder.max_tokens), num_tokens

@@ -49,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif given.command == "best-lr":
             chosen = choose_lr(sweep(Record.load(given.record), given.arm))
             sys.stdout.write(f"{chosen.lr:g}\n")
+            if chosen.is_edge:
+                sys.stderr.write(
+                    f"{given.arm}: {chosen.lr:g} is the sweep's last on its side; try more beyond it\n"
+                )
         elif given.command == "report":
             sys.stdout.writelines(f"{path}\n" for path in write_report(given.record))
         else:

@@ -93,7 +93,7 @@ class SanaVideoDiT(nn.Module):
         max_tokens: length of the null caption.
         caption_norm_init: initial weight of the caption's RMS norm.
         compat: whose rounding, epsilons and timesteps to reproduce; ``none`` has continuous time and
-            float32 attention sums.
+            float32 attention (TF32 where torch allows it).
     """
 
     null_context: Tensor
