@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.stdout.write(f"{chosen.lr:g}\n")
             if chosen.is_edge:
                 sys.stderr.write(
-                    f"{given.arm}: {chosen.lr:g} is the sweep's last on its side; try more beyond it\n"
+                    f"{given.arm}: {chosen.lr:g} is at an edge of its sweep; try more beyond it\n"
                 )
         elif given.command == "report":
             sys.stdout.writelines(f"{path}\n" for path in write_report(given.record))

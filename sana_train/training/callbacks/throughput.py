@@ -11,7 +11,7 @@ import torch
 from sana_train.training.callbacks.base import StepCallback
 from sana_train.training.shell import TrainingShell
 
-# Dense bf16 peaks in FLOP/s from the vendors' data sheets, by a part of the device's name; the first that fits.
+# Dense bf16 peaks in FLOP/s by data sheet and a part of the device's name; the first that fits counts.
 PEAK_BF16_FLOPS = {
     "H200": 989.4e12,
     "H100 NVL": 835.0e12,
