@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from sana_train.cli.load import CONF_DIR, compose_config, load, resolve
 from sana_train.cli.schema import TARGET
@@ -24,6 +26,25 @@ YAMLS = sorted(CONF_DIR.rglob("*.yaml"))
 def test_composes(experiment: str, scale: str) -> None:
     config = load(compose_config([f"experiment={experiment}", f"scale={scale}"]))
     assert (config.name, config.scale) == (experiment, scale)
+
+
+@pytest.mark.parametrize("choice", [f"experiment={n}" for n in EXPERIMENTS] + [f"scale={n}" for n in SCALES])
+def test_what_a_preset_sets_is_what_a_run_gets(choice: str) -> None:
+    """The defaults list has an order, and a value may lose to one composed after it."""
+    group, _, name = choice.partition("=")
+    preset = OmegaConf.load(CONF_DIR / group / f"{name}.yaml")
+    composed = compose_config([choice])
+    preset.pop("defaults", None)
+    for key, value in _leaves(OmegaConf.to_container(preset)):
+        assert OmegaConf.select(composed, key) == value, key
+
+
+def _leaves(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    if not isinstance(node, dict):
+        yield prefix, node
+        return
+    for name, value in node.items():
+        yield from _leaves(value, f"{prefix}.{name}" if prefix else str(name))
 
 
 @pytest.mark.parametrize(
