@@ -93,6 +93,7 @@ class Reader(Protocol):
 
     groups: Mapping[str, tuple[str, ...]]  # semantic / colour / texture / background -> attributes
     chance: Mapping[str, float]  # accuracy of guessing, per attribute
+    weaknesses: Mapping[str, float]  # attributes it is known to read badly off clean clips, with accuracy
 
     def read(self, video: Tensor) -> dict[str, Tensor]:
         """(B, 3, 16 or 17, H, W) in [-1, 1] -> labels shaped like ``Batch.attributes``, -1 = unreadable."""

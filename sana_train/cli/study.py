@@ -85,11 +85,25 @@ class Study:
             num_samples=num_samples,
             batch_size=cfg.convergence.batch_size,
         )
+        if num_samples:
+            self._warn_of_a_weak_reader()
         self.levels = self._levels(train)
         self.collapse = CollapseFlag()
         self._replay()
         self.name, self.has_source = cfg.name, cfg.source is not None
         self._drawn_at_s: float | None = None
+
+    def _warn_of_a_weak_reader(self) -> None:
+        reader = self.parts.reader
+        weak = {} if reader is None else reader.weaknesses
+        if weak:
+            shares = ", ".join(f"{name} {value:.0%}" for name, value in sorted(weak.items()))
+            self.console.print(
+                f"warning: on clips as they were rendered the reader itself is right on only {shares}; "
+                "what it says of samples in these is no verdict on the DiT (its record.json has more)",
+                soft_wrap=True,
+                highlight=False,
+            )
 
     @property
     def callbacks(self) -> list[StepCallback]:

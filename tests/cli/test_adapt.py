@@ -121,6 +121,28 @@ def test_a_missing_section_says_which_and_how(workplace: Any) -> None:
         _ = parts.text_encoder
 
 
+class WeakReader:
+    groups: dict[str, tuple[str, ...]] = {}  # noqa: RUF012
+    chance: dict[str, float] = {}  # noqa: RUF012
+    weaknesses = {"texture": 0.25}  # noqa: RUF012
+
+    def read(self, video: Any) -> dict[str, Any]:
+        return {}
+
+    def score(self, read: Any, truth: Any) -> dict[str, Any]:
+        return {}
+
+
+def test_a_weak_reader_is_named_before_it_judges(
+    workplace: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = workplace.config("latents.mode=online", "convergence.num_samples=2")
+    parts = Parts(config, torch.device("cpu"))
+    parts.reader = WeakReader()  # type: ignore[assignment]
+    Study(config, parts, *parts.pixels, tmp_path, Console(), [])
+    assert "the reader itself is right on only texture 25%" in capsys.readouterr().out
+
+
 class FewAtATime:
     """Refuses to be read in batches that would not fit a GPU at the true scale."""
 

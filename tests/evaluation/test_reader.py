@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,11 @@ def test_the_report_has_a_row_per_kind_of_clip() -> None:
     assert set(report) == {"rendered", "shuffled", "noise", "chance"}
     assert report["rendered"]["colour"] == 1.0
     assert report["shuffled"]["colour"] < 0.5
+
+
+def test_a_reader_knows_from_its_record_what_it_reads_badly(tmp_path: Path) -> None:
+    save_file(dict(ReaderNet().state_dict()), tmp_path / "model.safetensors")
+    assert WorldReader(tmp_path).weaknesses == {}
+    rendered = {"shape": 0.99, "texture": 0.25}
+    (tmp_path / "record.json").write_text(json.dumps({"heldout": {"rendered": rendered}}))
+    assert WorldReader(tmp_path).weaknesses == {"texture": 0.25}

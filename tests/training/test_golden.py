@@ -1,4 +1,4 @@
-"""A short loss curve that must not move unnoticed: data order, noise, objective, optimiser, all in one line."""
+"""A short loss curve that must not move unnoticed: data order, noise, objective and optimiser in one line."""
 
 from __future__ import annotations
 
