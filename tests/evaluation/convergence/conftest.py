@@ -64,7 +64,7 @@ class BrightestReader:
 
     groups: Mapping[str, tuple[str, ...]] = {"semantic": ("shape",), "colour": ("colour",)}
     chance: Mapping[str, float] = {"shape": 1 / 3, "colour": 1 / 3}
-    weaknesses: Mapping[str, float] = {}  # noqa: RUF012
+    weaknesses: Mapping[str, float] = {}
 
     def read(self, video: Tensor) -> dict[str, Tensor]:
         return {
