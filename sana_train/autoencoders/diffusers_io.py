@@ -48,9 +48,9 @@ def load_diffusers(reference: Model, weights: str, remedy: str) -> Model:
             f"{weights} holds another architecture than the config builds: {'; '.join(differing)}"
         )
     found = [
-        f"{len(report[kind])} {kind.replace('_', ' ')} (such as {report[kind][0]})"
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        if report[kind]
+        f"{len(report[what])} {what.replace('_', ' ')} (such as {report[what][0]})"
+        for what in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if report[what]
     ]
     if found:
         raise ValueError(

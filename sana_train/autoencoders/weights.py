@@ -72,13 +72,13 @@ def load_weights(model: VideoAutoencoder, path: str | Path) -> None:
         "settings": dict(model.settings),
     }
     for key, ours in expected.items():
-        if spec[key] != ours:
-            raise ValueError(f"{path} holds weights with {key} {spec[key]}, but the config builds {ours}")
+        if spec.get(key) != ours:
+            raise ValueError(f"{path} holds weights with {key} {spec.get(key)}, but the config builds {ours}")
     load_strict(model, load_file(file), path)
-    if model.fingerprint() != spec["fingerprint"]:
+    if model.fingerprint() != spec.get("fingerprint"):
         raise ValueError(
             f"{file} has fingerprint {model.fingerprint()}, but spec.json beside it says "
-            f"{spec['fingerprint']}; the two are not from one save, fetch or train them again"
+            f"{spec.get('fingerprint')}; the two are not from one save, fetch or train them again"
         )
 
 

@@ -68,7 +68,8 @@ class Study:
         assert cfg.convergence is not None
         self.cfg, self.parts, self.run_dir, self.console = cfg.convergence, parts, run_dir, console
         self.loggers = loggers
-        self.encode_batch = 16 if cfg.latents is None else cfg.latents.batch_size
+        assert cfg.latents is not None  # or `train` could not have been made
+        self.encode_batch = cfg.latents.batch_size
         is_half = pick_precision(cfg.training.precision, parts.device) == "bf16-mixed"
         self.autocast_dtype = torch.bfloat16 if is_half else None
         num_samples = parts.num_samples(cfg.convergence)
@@ -119,17 +120,15 @@ class Study:
         """The first ``count`` clips, normalised and encoded a few at a time; holes are left out."""
         total, size = min(count, len(source)), self.encode_batch
         parts = [self._encoded(source, range(i, min(i + size, total))) for i in range(0, total, size)]
-        return HeldOut(
-            torch.cat([part.latents for part in parts]),
-            torch.cat([part.context for part in parts]),
-            torch.cat([part.context_mask for part in parts]),
-            tuple(caption for part in parts for caption in part.captions),
-            {name: torch.cat([p.attributes[name] for p in parts]) for name in parts[0].attributes},
-        )
+        return HeldOut.joined([part for part in parts if part is not None])
 
     @torch.no_grad()
-    def _encoded(self, source: ClipSource, indices: range) -> HeldOut:
+    def _encoded(self, source: ClipSource, indices: range) -> HeldOut | None:
+        """The clips of ``indices`` that are no holes; None if all are."""
         batch = source.batch(indices).to(self.parts.device)
+        kept = batch.weight > 0
+        if not bool(kept.any()):
+            return None
         if batch.latents is None:
             assert batch.video is not None
             batch = replace(batch, latents=self.parts.autoencoder.encode(batch.video), video=None)
@@ -137,7 +136,6 @@ class Study:
             context, mask = self.parts.text_encoder.encode(batch.captions)
             batch = replace(batch, context=context, context_mask=mask).to(self.parts.device)
         assert batch.latents is not None and batch.context is not None and batch.context_mask is not None
-        kept = batch.weight > 0
         return HeldOut(
             self.parts.autoencoder.normalise(batch.latents[kept].float()),
             batch.context[kept].float(),

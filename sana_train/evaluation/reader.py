@@ -131,7 +131,9 @@ def chance_levels(spec: WorldSpec) -> dict[str, float]:
 def _measured(folder: Path) -> dict[str, float]:
     """Accuracy per attribute on rendered held-out clips, by the record beside the weights, if any."""
     file = folder / "record.json"
-    return json.loads(file.read_text())["heldout"]["rendered"] if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    return json.loads(file.read_text()).get("heldout", {}).get("rendered", {})
 
 
 def _load(folder: Path) -> dict[str, Tensor]:

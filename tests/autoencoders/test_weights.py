@@ -84,6 +84,15 @@ def test_what_weights_do_not_show_is_part_of_the_fingerprint(tmp_path) -> None:
         small(chunk_frames=8, weights=str(tmp_path / "ae"))
 
 
+def test_a_spec_that_says_less_is_refused_by_name(tmp_path) -> None:
+    save_autoencoder(small(), tmp_path / "ae", {})
+    spec = json.loads((tmp_path / "ae" / "spec.json").read_text())
+    for key in ("settings", "fingerprint"):
+        (tmp_path / "ae" / "spec.json").write_text(json.dumps({k: v for k, v in spec.items() if k != key}))
+        with pytest.raises(ValueError, match=f"{'settings None' if key == 'settings' else 'says None'}"):
+            small(weights=str(tmp_path / "ae"))
+
+
 def test_fingerprint_ignores_memory_layout() -> None:
     model = small()
     before = model.fingerprint()

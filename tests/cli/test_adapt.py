@@ -167,6 +167,25 @@ def test_a_study_reads_clips_a_few_at_a_time(workplace: Any, tmp_path: Path) -> 
     assert "heldout/loss_high" in study.levels.zero
 
 
+class WithHoles(FewAtATime):
+    """Clips 0 and 1 are holes, and only the third has the attribute that holes lack."""
+
+    def batch(self, indices: Any) -> Any:
+        batch = super().batch(indices)
+        batch.weight = torch.tensor([float(i > 1) for i in indices])
+        batch.attributes = {"count": torch.tensor([3])} if list(indices) == [2] else {}
+        return batch
+
+
+def test_held_out_holes_are_left_out_however_few_are_read_at_once(workplace: Any, tmp_path: Path) -> None:
+    config = workplace.config("latents.mode=online", "latents.batch_size=1")
+    parts = Parts(config, torch.device("cpu"))
+    train, heldout = parts.pixels
+    study = Study(config, parts, train, WithHoles(heldout, 1), tmp_path, Console(quiet=True), [])
+    assert study.heldout.captions == heldout.batch([2, 3]).captions
+    assert study.heldout.attributes["count"].tolist() == [3, -1]
+
+
 def test_automatic_choices_follow_the_device(workplace: Any) -> None:
     config = workplace.config()
     parts = Parts(config, torch.device("cpu"))

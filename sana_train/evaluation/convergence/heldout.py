@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+
+NO_CLIPS = "there are no held-out clips to evaluate on; all that the run has are holes"
 
 
 @dataclass
@@ -40,7 +42,30 @@ class HeldOut:
         if len(set(sizes.values())) > 1:
             raise ValueError(f"every held-out field needs one entry per clip, got {sizes}")
         if not self.captions:
-            raise ValueError("there are no held-out clips to evaluate on")
+            raise ValueError(NO_CLIPS)
+
+    @classmethod
+    def joined(cls, parts: Sequence[HeldOut]) -> HeldOut:
+        """All clips of ``parts``, in order; -1 where a part does not have an attribute.
+
+        Raises:
+            ValueError: no parts.
+        """
+        if not parts:
+            raise ValueError(NO_CLIPS)
+        like = {name: value for part in parts for name, value in part.attributes.items()}
+        return cls(
+            torch.cat([part.latents for part in parts]),
+            torch.cat([part.context for part in parts]),
+            torch.cat([part.context_mask for part in parts]),
+            tuple(caption for part in parts for caption in part.captions),
+            {
+                name: torch.cat(
+                    [p.attributes.get(name, value.new_full((len(p), *value.shape[1:]), -1)) for p in parts]
+                )
+                for name, value in like.items()
+            },
+        )
 
     def __len__(self) -> int:
         return len(self.captions)
