@@ -51,8 +51,15 @@ def _leaves(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     "choice",
     [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF_DIR / group).glob("*.yaml"))],
 )
-def test_every_option_is_valid(choice: str) -> None:
-    load(compose_config([choice]))
+def test_every_option_is_valid_and_fills_its_section(choice: str) -> None:
+    group, _, name = choice.partition("=")
+    composed = compose_config([choice])
+    load(composed)  # raises if any key of it is unknown or mistyped
+    option = OmegaConf.load(CONF_DIR / group / f"{name}.yaml")
+    option.pop("defaults", None)
+    for key, value in _leaves(OmegaConf.to_container(option)):
+        if "${" not in str(value):
+            assert OmegaConf.select(composed, f"{group}.{key}") == value, key
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -37,6 +37,8 @@ def check(words: list[str]) -> None:
             check_train(rest)
         case ["python" | "python3", "-m", "sana_train.cli.record", *rest]:
             record.parser().parse_args(rest)
+        case ["python", script] if script.startswith("experiments/"):
+            compile((ROOT / script).read_text(), script, "exec")
         case ["python", "-m", "pytest", *rest]:
             assert all(word.startswith("-") or (ROOT / word).exists() for word in rest)
         case ["python3", "-m", "venv", ".venv"]:
