@@ -74,6 +74,7 @@ class Fit:
         self.shell = TrainingShell(
             task,
             seed=training.seed,
+            optimiser=training.optimiser,
             lr=training.lr,
             warmup_steps=training.warmup_steps,
             betas=training.betas,

@@ -137,7 +137,7 @@ def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    """Flat tensors of AdamW by parameter position, so that DCP can fill them in place."""
+    """Flat tensors of an optimiser by parameter position, so that DCP can fill them in place."""
     flat: dict[str, Any] = {}
     position = 0
     for group in optimiser.param_groups:
@@ -151,16 +151,23 @@ def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def prepare_optimiser_state(optimiser: torch.optim.Optimizer, saved_keys: set[str]) -> dict[str, Any]:
-    """Empty AdamW moments for the parameters that had them when ``saved_keys`` were written."""
+    """Empty moments for the parameters that had them when ``saved_keys`` were written."""
+    names: dict[int, list[str]] = {}
+    for key in sorted(saved_keys):
+        position, name = key.split(".", 1)
+        names.setdefault(int(position), []).append(name)
     position = 0
     for group in optimiser.param_groups:
         for parameter in group["params"]:
-            if f"{position:04d}.exp_avg" in saved_keys:
-                step_device = parameter.device if group.get("fused") or group.get("capturable") else "cpu"
-                optimiser.state[parameter] = {
-                    "step": torch.zeros((), dtype=torch.float32, device=step_device),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
+            for name in names.get(position, []):
+                optimiser.state[parameter][name] = _empty_moment(name, parameter, group)
             position += 1
     return optimiser_state(optimiser)
+
+
+def _empty_moment(name: str, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+    """A moment has its parameter's shape; AdamW's step count is one number, on the GPU if fused."""
+    if name != "step":
+        return torch.zeros_like(parameter)
+    on_device = group.get("fused") or group.get("capturable")
+    return torch.zeros((), dtype=torch.float32, device=parameter.device if on_device else "cpu")

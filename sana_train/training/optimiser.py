@@ -1,11 +1,15 @@
-"""AdamW, warm-up, staged starts and clipping. No schedule depends on max_steps."""
+"""AdamW or Muon, warm-up, staged starts and clipping. No schedule depends on max_steps."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from sana_train.training.muon import Muon
+
+OptimiserName = Literal["adamw", "muon"]
 
 
 def build_optimiser(
@@ -14,8 +18,9 @@ def build_optimiser(
     betas: tuple[float, float],
     weight_decay: float,
     eps: float,
-) -> torch.optim.AdamW:
-    """AdamW over a task's parameter groups.
+    name: OptimiserName = "adamw",
+) -> torch.optim.Optimizer:
+    """AdamW, or Muon beside AdamW, over a task's parameter groups.
 
     Each group keeps its ``lr_scale`` (default 1) and ``start_step`` (default 0, the step from which
     it trains) for ``set_step``.
@@ -34,6 +39,8 @@ def build_optimiser(
             }
         )
     fused = all(p.is_cuda for group in prepared for p in group["params"])
+    if name == "muon":
+        return Muon(prepared, lr, betas, weight_decay, eps, fused=fused)
     return torch.optim.AdamW(prepared, lr=lr, betas=betas, weight_decay=weight_decay, eps=eps, fused=fused)
 
 
@@ -51,7 +58,7 @@ def set_step(optimiser: torch.optim.Optimizer, step: int, lr: float, warmup_step
 def hold_back(optimiser: torch.optim.Optimizer, step: int) -> list[Tensor]:
     """Drop gradients of groups that have not started; returns the parameters that do train.
 
-    A learning rate of zero would not do: AdamW's moments would fill up with gradients of a network
+    A learning rate of zero would not do: the moments would fill up with gradients of a network
     whose new layers are still noise.
     """
     live: list[Tensor] = []

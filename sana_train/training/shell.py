@@ -22,7 +22,7 @@ from sana_train.protocols import Task
 from sana_train.training import checkpoint as ckpt
 from sana_train.training.callbacks.base import StepCallback
 from sana_train.training.ema import Ema
-from sana_train.training.optimiser import build_optimiser, clip_gradients, hold_back, set_step
+from sana_train.training.optimiser import OptimiserName, build_optimiser, clip_gradients, hold_back, set_step
 from sana_train.types import Batch
 from sana_train.utils.rng import SampleRng
 
@@ -33,6 +33,7 @@ class TrainingShell(pl.LightningModule):
     Args:
         task: what is trained and on which loss.
         seed: of all counters.
+        optimiser: ``adamw``, or ``muon`` for the matrices beside it.
         lr: learning rate after warm-up; constant from there.
         warmup_steps: optimiser steps of linear warm-up.
         betas: AdamW's.
@@ -50,6 +51,7 @@ class TrainingShell(pl.LightningModule):
         task: Task,
         *,
         seed: int,
+        optimiser: OptimiserName,
         lr: float,
         warmup_steps: int,
         betas: tuple[float, float],
@@ -64,7 +66,7 @@ class TrainingShell(pl.LightningModule):
         super().__init__()
         self.task = task
         self.model = task.model
-        self.seed, self.lr, self.warmup_steps = seed, lr, warmup_steps
+        self.seed, self.optimiser, self.lr, self.warmup_steps = seed, optimiser, lr, warmup_steps
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
         self.clip_norm, self.ema_decay, self.log_every = clip_norm, ema_decay, log_every
         self.run_dir, self.resume_from = run_dir, resume_from
@@ -85,7 +87,7 @@ class TrainingShell(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         self.ema = Ema(self.model, self.ema_decay)
         optimiser = build_optimiser(
-            self.task.parameter_groups(), self.lr, self.betas, self.weight_decay, self.eps
+            self.task.parameter_groups(), self.lr, self.betas, self.weight_decay, self.eps, self.optimiser
         )
         if self.resume_from is not None:
             self.ema.load_state_dict(

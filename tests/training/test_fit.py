@@ -22,6 +22,7 @@ def config(max_steps: int, **trainer: Any) -> Any:
         "max_steps": max_steps,
         "global_batch": 8,
         "micro_batch": 4,
+        "optimiser": "adamw",
         "lr": 1e-2,
         "warmup_steps": 2,
         "betas": (0.9, 0.95),

@@ -9,19 +9,22 @@ import torch
 from training_harness import assert_same_run, final_state, launch, make_task, metrics
 
 from sana_train.training import checkpoint as ckpt
+from sana_train.training.optimiser import OptimiserName
 
 
 @pytest.mark.parametrize(
-    ("micro_batch", "kept_start_step", "log_every"),
+    ("micro_batch", "kept_start_step", "log_every", "optimiser"),
     [
-        pytest.param(8, None, 1, id="plain"),
-        pytest.param(4, None, 2, id="accumulation, stopped inside a logging window"),
-        pytest.param(8, 4, 1, id="stopped before the kept layers start"),
-        pytest.param(2, 2, 4, id="stopped after the kept layers started, with accumulation"),
+        pytest.param(8, None, 1, "adamw", id="plain"),
+        pytest.param(4, None, 2, "adamw", id="accumulation, stopped inside a logging window"),
+        pytest.param(8, 4, 1, "adamw", id="stopped before the kept layers start"),
+        pytest.param(2, 2, 4, "adamw", id="stopped after the kept layers started, with accumulation"),
+        pytest.param(8, None, 1, "muon", id="two kinds of moments"),
+        pytest.param(8, 4, 1, "muon", id="two kinds of moments, stopped before the kept layers start"),
     ],
 )
 def test_two_processes_equal_one(
-    tmp_path: Path, micro_batch: int, kept_start_step: int | None, log_every: int
+    tmp_path: Path, micro_batch: int, kept_start_step: int | None, log_every: int, optimiser: OptimiserName
 ) -> None:
     def run(name: str, max_steps: int, checkpoint_every: int):
         task = make_task(kept_start_step)
@@ -32,6 +35,7 @@ def test_two_processes_equal_one(
             micro_batch=micro_batch,
             log_every=log_every,
             checkpoint_every=checkpoint_every,
+            optimiser=optimiser,
         )
 
     straight = run("straight", 6, 6)

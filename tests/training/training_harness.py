@@ -19,6 +19,7 @@ from sana_train.training.callbacks.checkpoints import CheckpointCallback
 from sana_train.training.callbacks.provenance import ProvenanceCallback
 from sana_train.training.interruption import StopAtStepEnd
 from sana_train.training.jsonl import JsonlLogger, read_jsonl
+from sana_train.training.optimiser import OptimiserName
 from sana_train.training.shell import TrainingShell
 from sana_train.training.tasks.flow import FlowTask
 from sana_train.training.trainer import build_trainer
@@ -109,6 +110,7 @@ def launch(
     checkpoint_every: int = 3,
     milestones: Sequence[int] = (),
     log_every: int = 1,
+    optimiser: OptimiserName = "adamw",
     lr: float = 1e-2,
     warmup_steps: int = 2,
     clip_norm: float = 1.0,
@@ -125,6 +127,7 @@ def launch(
     shell = TrainingShell(
         task,
         seed=3,
+        optimiser=optimiser,
         lr=lr,
         warmup_steps=warmup_steps,
         betas=(0.9, 0.95),

@@ -71,7 +71,7 @@ class WorldSpec:
     count_weights: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.25])
     radius_min_px: float = 18.0
     radius_max_px: float = 26.0
-    periods_px: list[float] = field(default_factory=lambda: [6.0, 9.5, 15.0])
+    periods_px: list[float] = field(default_factory=lambda: [8.0, 12.0, 18.0])
     texture_contrast: float = 1.0
     num_looks: int = 2
     speed_min_px: float = 2.4
