@@ -139,11 +139,12 @@ def test_a_gpu_paints_the_same_fast() -> None:
     torch.testing.assert_close(
         render(scenes[slice(0, 8)], device="cuda").cpu(), render(scenes[slice(0, 8)]), atol=2e-3, rtol=0
     )
-    render(scenes, device="cuda")
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    started = time.perf_counter()
-    render(scenes, device="cuda")
-    torch.cuda.synchronize()
-    assert time.perf_counter() - started < 0.5
-    assert torch.cuda.max_memory_allocated() < 4 * 2**30
+    seconds = {}
+    for device in ("cuda", "cuda", "cpu"):  # the first time is warm-up
+        torch.cuda.reset_peak_memory_stats()
+        started = time.perf_counter()
+        render(scenes, device=device)
+        torch.cuda.synchronize()
+        seconds[device] = time.perf_counter() - started
+        assert torch.cuda.max_memory_allocated() < 4 * 2**30
+    assert seconds["cuda"] < seconds["cpu"] / 4
