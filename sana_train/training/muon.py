@@ -81,23 +81,31 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _step_matrices(self, group: dict[str, Any]) -> None:
-        alike: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        for parameter in group["params"]:
-            if parameter.grad is None:
-                continue
-            state = self.state[parameter]
-            if not state:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
-            buffer = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
-            update = parameter.grad.lerp(buffer, group["momentum"]).flatten(1)
-            alike[update.shape[0], update.shape[1]].append((parameter, update))
-        for shape, pairs in alike.items():
-            directions = orthogonalise(torch.stack([update for _, update in pairs]))
-            for (parameter, _), direction in zip(pairs, directions.unbind(), strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(
-                    direction.view(parameter.shape), alpha=-group["lr"] * _ADAMW_RMS * max(shape) ** 0.5
-                )
+        params = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if not params:
+            return
+        grads = [parameter.grad for parameter in params]
+        buffers = [self._buffer(parameter) for parameter in params]
+        torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
+        updates = torch._foreach_lerp(grads, buffers, group["momentum"])
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, parameter in enumerate(params):
+            rows = parameter.shape[0]
+            alike[rows, parameter.numel() // rows].append(index)
+        for shape, members in alike.items():  # together: a small GPU step is made of launches
+            directions = orthogonalise(torch.stack([updates[index].flatten(1) for index in members]))
+            torch._foreach_add_(
+                [params[index] for index in members],
+                [d.view(params[index].shape) for index, d in zip(members, directions.unbind(), strict=True)],
+                alpha=-group["lr"] * _ADAMW_RMS * max(shape) ** 0.5,
+            )
+
+    def _buffer(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        return state["momentum_buffer"]
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
@@ -107,10 +115,10 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     """
     rows, columns = matrices.shape[1:]
     x = matrices.mT if rows > columns else matrices
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
     x = x.to(torch.bfloat16 if x.is_cuda else torch.float32)
-    x = x / (torch.linalg.matrix_norm(x.float(), keepdim=True) + 1e-7).to(x.dtype)
     a, b, c = _QUINTIC
     for _ in range(_STEPS):
         gram = x @ x.mT
-        x = torch.baddbmm(a * x, torch.baddbmm(b * gram, gram, gram, alpha=c), x)
-    return (x.mT if rows > columns else x).float()
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if rows > columns else x).to(matrices.dtype, memory_format=torch.contiguous_format)
