@@ -104,9 +104,11 @@ def _read_or_empty(path: str) -> str:
 
 
 def _commit() -> str:
-    """Commit of the checkout this package lies in, or what SANA_TRAIN_COMMIT says of a copy without git."""
+    """What SANA_TRAIN_COMMIT says, for copies of a checkout; else the commit this package lies in."""
+    if named := os.environ.get("SANA_TRAIN_COMMIT"):
+        return named
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("SANA_TRAIN_COMMIT", "unknown")
+        return "unknown"
