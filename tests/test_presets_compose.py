@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from sana_train.cli.load import CONF_DIR, compose_config, load, resolve
 from sana_train.cli.schema import TARGET
 from sana_train.cli.targets import arguments_of, resolve_target
+from sana_train.text.instruction import read_instruction
 
 EXPERIMENTS = sorted(
     str(path.relative_to(CONF_DIR / "experiment").with_suffix(""))
@@ -26,6 +27,14 @@ YAMLS = sorted(CONF_DIR.rglob("*.yaml"))
 def test_composes(experiment: str, scale: str) -> None:
     config = load(compose_config([f"experiment={experiment}", f"scale={scale}"]))
     assert (config.name, config.scale) == (experiment, scale)
+
+
+def test_2b_reads_captions_as_its_dit_learnt_to() -> None:
+    """The DiT's width and length of context, and the instruction that ships with the repository."""
+    config = load(compose_config(["experiment=ltx_adapt", "scale=2b"]))
+    assert config.text is not None and config.model is not None
+    assert config.text["max_tokens"] == config.model["max_tokens"]
+    assert read_instruction(config.text["instruction"]).endswith("User Prompt: ")
 
 
 @pytest.mark.parametrize("choice", [f"experiment={n}" for n in EXPERIMENTS] + [f"scale={n}" for n in SCALES])

@@ -28,6 +28,7 @@ class PathsConfig:
     runs: str  # run directories
     data: str  # rendered clips and latent shards
     weights: str  # shipped tiny weights
+    prompts: str  # shipped texts that language models read before captions
     models: str  # local copies of published weights, looked at before the hub's cache
 
 

@@ -85,7 +85,10 @@ class Parts:
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
-        return instantiate(self._section("text"))
+        encoder: TextEncoder = instantiate(self._section("text"))
+        if isinstance(encoder, nn.Module):  # not every one of them has weights
+            encoder.to(self.device)
+        return encoder
 
     @cached_property
     def reader(self) -> Reader | None:

@@ -16,6 +16,8 @@ from typing import Any
 from sana_train.cli.config import RunConfig
 from sana_train.cli.schema import TARGET
 
+_SECTIONS = ("autoencoder", "text", "reader")  # whose node may hold ``weights``
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -45,17 +47,13 @@ def require_weights(config: RunConfig) -> RunConfig:
     if source is not None:
         checkpoint = paths.get(source.checkpoint, source.checkpoint)
         source = replace(source, autoencoder=_with_paths(source.autoencoder, paths), checkpoint=checkpoint)
-    nodes = {
-        name: _with_paths(getattr(config, name), paths)
-        for name in ("autoencoder", "reader")
-        if getattr(config, name)
-    }
+    nodes = {name: _with_paths(getattr(config, name), paths) for name in _SECTIONS if getattr(config, name)}
     return replace(config, source=source, **nodes)
 
 
 def wanted_weights(config: RunConfig) -> list[Wanted]:
     """Everything the configuration wants loaded, by dotted key."""
-    wanted = [*_weights_of("autoencoder", config.autoencoder), *_weights_of("reader", config.reader)]
+    wanted = [each for name in _SECTIONS for each in _weights_of(name, getattr(config, name))]
     if config.source is not None:
         wanted += _weights_of("source.autoencoder", config.source.autoencoder)
         if config.model is not None:
@@ -111,8 +109,6 @@ def _explain(config: RunConfig, missing: list[Wanted], models: Path) -> str:
         "Fetch a hub repository with `hf download <organisation>/<repository>`, or give a local path: "
         f"{missing[0].key}=/path/to/it"
     )
-    if config.text is None:
-        lines.append("A caption encoder is wanted too: text=... (Gemma-2-2b-it is not part of this version).")
     if config.source is not None and "dcae" in config.source.autoencoder[TARGET].lower().replace("_", ""):
         lines.append(
             "No DiT in the DCAE-V space is public, so source.checkpoint must be your own. The real start is "

@@ -42,6 +42,7 @@ def test_2b_says_what_it_wants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert f"{wanted.key} = {wanted.value}" in message
     for words in (
         "autoencoder.weights = Lightricks/LTX-2",
+        "text.weights = Efficient-Large-Model/gemma-2-2b-it",
         "source.checkpoint = sana_video_2b_dcae_v.pth",
         str(tmp_path / "models"),
         str(tmp_path / "hub"),
@@ -70,6 +71,8 @@ def test_found_paths_replace_names(tmp_path: Path) -> None:
     assert found.source is not None
     assert found.autoencoder is not None
     assert found.autoencoder["weights"] == str(tmp_path / "Lightricks/LTX-2")
+    assert found.text is not None
+    assert found.text["weights"] == str(tmp_path / "Efficient-Large-Model/gemma-2-2b-it")
     assert found.source.checkpoint.startswith(str(tmp_path))
     assert found.source.autoencoder["weights"].startswith(str(tmp_path))
 
