@@ -1,10 +1,15 @@
-"""Skips with a reason what this machine cannot run."""
+"""Skips with a reason what this machine cannot run; a tiny Gemma-2 for tests of several folders."""
 
 from __future__ import annotations
 
+import json
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+PROMPTS = Path(__file__).parents[1] / "data" / "prompts"
 
 
 def _missing() -> dict[str, str]:
@@ -27,3 +32,51 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, reason in missing.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Gemma-2 of width 16 in fp32 and a tokenizer of Gemma's kind, in files as on the hub."""
+    import torch
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    path = tmp_path_factory.mktemp("gemma2")
+    tokenizer = _tiny_tokenizer()
+    tokenizer.save_pretrained(path)
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        initializer_range=0.6,  # so that tokens attend unevenly
+        attn_logit_softcapping=2.0,  # so that it matters whether logits are capped
+    )
+    Gemma2ForCausalLM(config).save_pretrained(path)
+    return path
+
+
+def _tiny_tokenizer() -> Any:
+    """Spaces become part of the word behind them, so a word and its space are one token."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import GemmaTokenizer
+
+    trained = Tokenizer(models.BPE(unk_token="<unk>"))
+    trained.normalizer = normalizers.Replace(" ", "▁")
+    trained.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # no merges across words
+    specials = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=specials, show_progress=False)
+    captions = "a red cube drifts left, a blue disc above a red cube"
+    trained.train_from_iterator(
+        [*(PROMPTS / "sana_instruction.txt").read_text().splitlines(), captions] * 4, trainer
+    )
+    model = json.loads(trained.to_str())["model"]
+    tokenizer = GemmaTokenizer(vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]])
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", 2)]
+    )
+    return tokenizer

@@ -77,7 +77,7 @@ class Gemma2TextEncoder(nn.Module):
         self._tokenizer_hash = json_hash(self._tokenizer.backend_tokenizer.to_str())
         self.decoder = _load_decoder(weights, _DTYPES[dtype]).requires_grad_(False).eval()
         self.dim: int = self.decoder.config.hidden_size
-        self._reported: set[int] = set()  # hashes of captions whose cut was warned of
+        self._cut: set[int] = set()  # hashes of the captions that were cut
 
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """-> context (B, S, D) float32, zeros after the last token, and mask (B, S) bool.
@@ -134,7 +134,7 @@ class Gemma2TextEncoder(nn.Module):
     @torch.no_grad()
     def _encode(self, texts: list[str], num_read: int, captions: list[str]) -> tuple[Tensor, Tensor]:
         """Whole texts -> (B, S, D) float32 and mask (B, S); ``captions`` are what warnings call them."""
-        rows: list[list[int]] = self._tokenizer(texts)["input_ids"] if texts else []
+        rows: list[list[int]] = self._tokenizer(texts)["input_ids"]
         self._report_cut(captions, [len(row) - num_read for row in rows])
         device = self.decoder.device
         ids = torch.full((len(rows), num_read), self._tokenizer.pad_token_id)
@@ -151,21 +151,21 @@ class Gemma2TextEncoder(nn.Module):
         return hidden[:, kept].float(), mask[:, kept].to(device)
 
     def _report_cut(self, captions: list[str], excess: list[int]) -> None:
-        """Warn once of every caption that is longer than what is read of it."""
-        cut = {c: n for c, n in zip(captions, excess, strict=True) if n > 0 and hash(c) not in self._reported}
-        if not cut:
+        """Warn of captions longer than what is read of them: at the first, and as their number doubles."""
+        cut = {caption: num for caption, num in zip(captions, excess, strict=True) if num > 0}
+        before = len(self._cut)
+        self._cut.update(map(hash, cut))
+        if len(self._cut).bit_length() == before.bit_length():
             return
-        self._reported.update(map(hash, cut))
         longest = max(cut, key=lambda caption: cut[caption])
         logger.warning(
-            "%d of %d captions do not fit into %d tokens and lose their end%s; %d tokens of %r are cut. "
+            "captions that do not fit into %d tokens lose their end%s: %d so far, such as %r by %d tokens. "
             "Shorten them, the denoiser has learnt no longer context",
-            len(cut),
-            len(captions),
             self.max_tokens,
             ", motion score included" if any(map(_MOTION_SCORE.search, cut)) else "",
-            cut[longest],
+            len(self._cut),
             f"{longest[:60]} ...",
+            cut[longest],
         )
 
 

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from sana_train.cli.instantiate import instantiate
 from sana_train.cli.parts import Parts
 from sana_train.cli.study import Study
 from sana_train.data.resident import ResidentClips
 from sana_train.evaluation.convergence.levels import Levels
+from sana_train.text.gemma2 import Gemma2TextEncoder
 from sana_train.training import checkpoint as ckpt
 from sana_train.training.jsonl import read_jsonl
 
@@ -88,6 +90,39 @@ def test_a_runs_levels_are_the_next_ones_reference(
     assert "no native reference" not in said
     assert "encoding" not in said
     assert sorted(place.files("data/latents/bank/*.safetensors")) == [heldout, train]
+
+
+def test_a_caption_encoder_with_weights_is_used_and_not_trained(
+    make_workplace: Any, tiny_gemma2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = make_workplace()
+    captions: list[str] = []
+    encode = Gemma2TextEncoder.encode
+    monkeypatch.setattr(
+        Gemma2TextEncoder, "encode", lambda self, texts: captions.extend(texts) or encode(self, texts)
+    )
+    settings = [
+        "text=gemma2",
+        f"text.weights={tiny_gemma2}",
+        "text.max_tokens=64",
+        "model.max_tokens=64",
+        "model.caption_dim=16",
+        "latents.mode=online",
+    ]
+    config = place.config(*settings)
+    source = instantiate({**config.model, **config.source.model})
+    save_file(source.fresh_state(source.state_dict(), seed=7), config.source.checkpoint)
+    place.train("run_id=gemma2", *settings)
+    run_dir: Path = place.root / "runs" / "gemma2"
+    assert len(captions) >= 4 + 2 * 4  # held out, and two steps of four
+    run = json.loads((run_dir / "run.json").read_text())
+    assert "1.Gemma2TextEncoder" in run["frozen_before"]
+    assert run["frozen_after"] == run["frozen_before"]
+    saved = [path for path in run_dir.rglob("*.safetensors") if path.is_file()]
+    assert saved
+    assert [
+        key for path in saved for key in load_file(path) if "decoder" in key or "embed_tokens" in key
+    ] == []
 
 
 def test_the_report_says_what_is_kept(workplace: Any) -> None:

@@ -10,59 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from sana_train.protocols import TextEncoder
 from sana_train.text.gemma2 import Gemma2TextEncoder
-from sana_train.text.instruction import read_instruction
 
 INSTRUCTION = Path(__file__).parents[2] / "data" / "prompts" / "sana_instruction.txt"
 SHORT = "a red cube drifts left"
 LONG = " ".join(f"{colour} {shape} above" for colour in ("red", "blue") for shape in ("cube", "disc") * 9)
 MAX_TOKENS = 30
-SPECIALS = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
-
-
-def tiny_tokenizer():
-    """Gemma's kind: spaces become part of the word behind them, so a word is a token with its space."""
-    from transformers import GemmaTokenizer
-
-    trained = Tokenizer(models.BPE(unk_token="<unk>"))
-    trained.normalizer = normalizers.Replace(" ", "▁")
-    trained.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # no merges across words
-    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=SPECIALS, show_progress=False)
-    trained.train_from_iterator([read_instruction(INSTRUCTION), SHORT, LONG] * 4, trainer)
-    model = json.loads(trained.to_str())["model"]
-    tokenizer = GemmaTokenizer(vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]])
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", 2)]
-    )
-    return tokenizer
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """As on the hub: a causal language model with its tokenizer, in fp32."""
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
-    path = tmp_path_factory.mktemp("gemma2")
-    tokenizer = tiny_tokenizer()
-    tokenizer.save_pretrained(path)
-    torch.manual_seed(0)
-    config = Gemma2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        query_pre_attn_scalar=8,
-        initializer_range=0.6,  # so that tokens attend unevenly
-        attn_logit_softcapping=2.0,  # so that it matters whether logits are capped
-    )
-    Gemma2ForCausalLM(config).save_pretrained(path)
-    return path
+def folder(tiny_gemma2: Path) -> Path:
+    return tiny_gemma2
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +126,7 @@ def test_motion_score_is_text_behind_captions_that_have_none(folder):
     assert all(map(torch.equal, scored.encode([own]), plain.encode([own])))
 
 
-def test_what_is_cut_is_said_once(folder, caplog):
+def test_what_is_cut_is_said_at_the_first_and_at_every_doubling(folder, caplog):
     encoder = build(folder, motion_score=10)
     num_tokens = len(encoder._tokenizer(f" {LONG} motion score: 10.")["input_ids"])
     with caplog.at_level(logging.WARNING):
@@ -177,8 +137,13 @@ def test_what_is_cut_is_said_once(folder, caplog):
     assert mask[1].all()
     (record,) = caplog.records
     message = record.getMessage()
-    assert message.startswith("1 of 2 captions do not fit into 30 tokens and lose their end, motion score")
-    assert f"{num_tokens - MAX_TOKENS} tokens of 'red cube above" in message
+    assert "do not fit into 30 tokens lose their end, motion score included: 1 so far" in message
+    assert "'red cube above red disc above" in message
+    assert f"by {num_tokens - MAX_TOKENS} tokens" in message
+    caplog.clear()
+    for i in range(2, 10):
+        encoder.encode([f"{LONG} {i}", LONG])
+    assert [record.args[2] for record in caplog.records] == [2, 4, 8]
 
 
 def test_a_caption_that_just_fits_is_not_cut(folder, caplog):
@@ -188,7 +153,7 @@ def test_a_caption_that_just_fits_is_not_cut(folder, caplog):
         assert caplog.records == []
         encoder.encode([" ".join(["cube"] * MAX_TOKENS)])
     assert full.all()
-    assert "; 1 tokens of" in caplog.text
+    assert "by 1 tokens" in caplog.text
 
 
 def test_it_is_a_frozen_text_encoder_with_few_precisions(folder):
