@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sana_train.adaptation.load_report import LoadReport
-from sana_train.models.keys import geometry
+from sana_train.models.keys import NULL_CONTEXT, PATCH_EMBED, on_meta, size_differences
 
 NUM_LISTED = 8  # keys an error message names
 
@@ -71,6 +71,9 @@ class LatentSwap:
     def apply(self, model: Adaptable, source_state: Mapping[str, Tensor] | None, seed: int) -> LoadReport:
         """Fill ``model`` in place; what starts afresh is a pure function of (seed, key).
 
+        Every tensor of the model is written, one after the other, so it may be without values before,
+        and of a source that is read from disk there is never more than one tensor in memory.
+
         Args:
             model: the network of the target latent space, on a real device.
             source_state: weights under the model's names; ignored when nothing is loaded.
@@ -86,20 +89,20 @@ class LatentSwap:
                 "for the rest; give source=..., or take the scratch arm"
             )
         target = model.state_dict()
-        source = dict(source_state or {}) if self.needs_source else {}
+        source = (source_state or {}) if self.needs_source else {}
+        shapes = on_meta(source)
         chosen = _matching(self.reinitialise, target, "reinitialise")
         at_zero = _matching(self.zero, chosen, "zero")
-        dropped = _matching(self.drop, source, "drop") if source else set()
-        _check(target, source, chosen, dropped)
+        dropped = _matching(self.drop, shapes, "drop") if shapes else set()
+        _check(target, shapes, chosen, dropped)
 
-        fresh = model.fresh_state([key for key in target if key in chosen], seed)
         with torch.no_grad():
             for key, value in target.items():
                 if key in at_zero:
                     value.zero_()
                 else:
-                    value.copy_(fresh[key] if key in chosen else source[key])
-        return _report(model, target, source, chosen)
+                    value.copy_(model.fresh_state([key], seed)[key] if key in chosen else source[key])
+        return _report(model, target, shapes, chosen)
 
     def parameter_groups(self, model: Adaptable) -> list[dict[str, Any]]:
         """Optimiser groups ``new`` and ``kept``; a group without parameters is left out."""
@@ -138,15 +141,19 @@ def _check(
     }
     if not any(problems.values()):
         return
-    ours, theirs = geometry(target), geometry(source)
-    sizes = [f"{name} {theirs[name]} against {ours[name]}" for name in ours if theirs.get(name) != ours[name]]
+    sizes = size_differences(source, target, with_latent_space=PATCH_EMBED not in chosen)
     lines = ["the source checkpoint does not fit the model:"]
-    if sizes and theirs:
+    if sizes:
         lines.append(f"  it is a network of another size: {', '.join(sizes)}; choose model and source alike")
     for what, keys in problems.items():
         if keys:
             more = f", and {len(keys) - NUM_LISTED} more" if len(keys) > NUM_LISTED else ""
             lines.append(f"  {len(keys)} {what}: {', '.join(keys[:NUM_LISTED])}{more}")
+    if NULL_CONTEXT in problems["missing from the source"]:
+        lines.append(
+            f"{NULL_CONTEXT}, the caption of dropped captions, is left out of diffusers' files; give the "
+            ".pth that they were made from, or put null_context.safetensors beside them"
+        )
     lines.append("declare what shall start afresh in adaptation.reinitialise,")
     lines.append("and what of the source shall be left out in adaptation.drop")
     raise ValueError("\n".join(lines))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from sana_train.cli.targets import arguments_of, resolve_target
 from sana_train.data.bank import banked_clips
 from sana_train.data.latents import LatentClips, precompute_latents
 from sana_train.data.pixels import ResidentPixels
-from sana_train.models.checkpoint import read_state
+from sana_train.models.checkpoint import build_empty, load_dit, read_state
 from sana_train.models.flops import training_flops
 from sana_train.models.sana_video import SanaVideoDiT
 from sana_train.protocols import Autoencoder, ClipSource, Reader, Task, TextEncoder
@@ -99,36 +100,39 @@ class Parts:
     @cached_property
     def model(self) -> nn.Module:
         """The DiT of the target space, adapted from the source."""
-        model: nn.Module = instantiate(self._section("model"))
-        if self.cfg.adaptation is None:
-            model.load_state_dict(model.fresh_state(model.state_dict(), self.cfg.training.seed))  # type: ignore[operator]
-        return model
+        return self._adapted[0]
 
     @cached_property
-    def source_state(self) -> dict[str, Tensor]:
-        """Weights of the source DiT, on the CPU, fp32 where the file is narrower."""
-        state = read_state(Path(self._section("source").checkpoint))
-        return {name: value.float() for name, value in state.items()}
+    def source_state(self) -> Mapping[str, Tensor]:
+        """Weights of the source DiT, each read from its file when it is asked for."""
+        return read_state(Path(self._section("source").checkpoint))
 
     @cached_property
     def source_model(self) -> nn.Module:
         """The DiT as it was in its own space, for the side-by-side samples."""
         node = {**self._section("model"), **self._section("source").model}
-        model: nn.Module = instantiate(node)
-        model.load_state_dict(self.source_state)
-        return model.to(self.device).eval()
+        return load_dit(lambda: instantiate(node), self.source_state, self.device).eval()
 
     @cached_property
     def adaptation(self) -> Any:
         return instantiate(self._section("adaptation"))
 
-    @cached_property
+    @property
     def load_report(self) -> LoadReport | None:
-        """Applies the adaptation to ``model``; None for a DiT that starts from nothing by design."""
+        """What the adaptation made of ``model``; None for a DiT that starts from nothing by design."""
+        return self._adapted[1]
+
+    @cached_property
+    def _adapted(self) -> tuple[nn.Module, LoadReport | None]:
+        # Memory without values, filled here and nowhere else: 2B are in memory once.
+        model: Any = build_empty(lambda: instantiate(self._section("model")), self.device)
+        seed = self.cfg.training.seed
         if self.cfg.adaptation is None:
-            return None
+            for key, value in model.state_dict().items():
+                value.copy_(model.fresh_state([key], seed)[key])
+            return model, None
         source = self.source_state if self.adaptation.needs_source else None
-        return self.adaptation.apply(self.model, source, self.cfg.training.seed)
+        return model, self.adaptation.apply(model, source, seed)
 
     @cached_property
     def parameter_groups(self) -> list[dict[str, Any]]:

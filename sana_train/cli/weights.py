@@ -76,8 +76,11 @@ def _candidates(value: str, models: Path) -> Iterator[Path]:
     organisation, _, rest = value.partition("/")
     repository, _, file = rest.partition("/")
     if repository:
-        snapshots = _hub_cache() / f"models--{organisation}--{repository}" / "snapshots"
-        yield from (snapshot / file for snapshot in sorted(snapshots.glob("*")))
+        cached = _hub_cache() / f"models--{organisation}--{repository}"
+        main = cached / "refs" / "main"  # the commit that was fetched last
+        if main.is_file():
+            yield cached / "snapshots" / main.read_text().strip() / file
+        yield from (snapshot / file for snapshot in sorted((cached / "snapshots").glob("*")))
 
 
 def _hub_cache() -> Path:

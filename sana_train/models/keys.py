@@ -7,7 +7,7 @@ null caption has no place in diffusers; it comes back as a state of its own, for
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +19,7 @@ Format = Literal["ours", "nvlabs", "diffusers"]
 Layout = Literal["same", "pointwise", "taps"]
 
 NULL_CONTEXT = "null_context"
+PATCH_EMBED = "patch_embed.weight"
 
 
 @dataclass(frozen=True)
@@ -125,16 +126,33 @@ def depth_of(state: Mapping[str, Tensor]) -> int:
     return 1 + max((int(match[1]) for match in found if match), default=-1)
 
 
-def geometry(state: Mapping[str, Tensor]) -> dict[str, int]:
-    """Sizes of the network that a state of ours belongs to, latent space apart; empty if it is not one."""
+def geometry(state: Mapping[str, Tensor]) -> dict[str, int | str]:
+    """Sizes of the network that a state of ours belongs to; empty if it is not one."""
     marks = {
         "width": ("time_embed.fc2.weight", 0),
         "hidden width": ("blocks.0.ffn.project.weight", 1),
         "caption width": ("caption_embed.fc1.weight", 1),
     }
-    if any(key not in state for key, _ in marks.values()):
+    if any(key not in state for key in (PATCH_EMBED, *(key for key, _ in marks.values()))):
         return {}
-    return {"depth": depth_of(state), **{name: state[key].shape[axis] for name, (key, axis) in marks.items()}}
+    _, channels, *patch = state[PATCH_EMBED].shape
+    return {
+        "depth": depth_of(state),
+        **{name: state[key].shape[axis] for name, (key, axis) in marks.items()},
+        "latent channels": channels,
+        "patch": "x".join(map(str, patch)),
+    }
+
+
+def size_differences(
+    theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], *, with_latent_space: bool
+) -> list[str]:
+    """``name theirs against ours`` for each size of two networks that differs; states may be on meta."""
+    sizes, wanted = geometry(theirs), geometry(ours)
+    names = [name for name in wanted if with_latent_space or name not in ("latent channels", "patch")]
+    if not sizes:
+        return []
+    return [f"{name} {sizes[name]} against {wanted[name]}" for name in names if sizes[name] != wanted[name]]
 
 
 def detect_format(state: Mapping[str, Tensor]) -> Format:
@@ -144,7 +162,7 @@ def detect_format(state: Mapping[str, Tensor]) -> Format:
         ValueError: nobody's.
     """
     marks: dict[str, Format] = {
-        "patch_embed.weight": "ours",
+        PATCH_EMBED: "ours",
         "x_embedder.proj.weight": "nvlabs",
         "patch_embedding.weight": "diffusers",
     }
@@ -157,56 +175,84 @@ def detect_format(state: Mapping[str, Tensor]) -> Format:
     )
 
 
+class Converted(Mapping[str, Tensor]):
+    """Another format's state under our names, in its dtype.
+
+    A tensor is converted when it is asked for and kept by nobody, so that a file which lies mapped in
+    memory is never copied as a whole.
+
+    Args:
+        theirs: the state.
+        recipes: our key -> their names, whose rows follow each other, and their layout.
+    """
+
+    def __init__(
+        self, theirs: Mapping[str, Tensor], recipes: Mapping[str, tuple[tuple[str, ...], Layout]]
+    ) -> None:
+        self._theirs, self._recipes = theirs, recipes
+
+    def __getitem__(self, key: str) -> Tensor:
+        names, layout = self._recipes[key]
+        parts = [self._theirs[name] for name in names]
+        return _to_ours(parts[0] if len(parts) == 1 else torch.cat(parts), layout)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._recipes)
+
+    def __len__(self) -> int:
+        return len(self._recipes)
+
+    def on_meta(self) -> State:
+        """Shapes and dtypes of everything, without reading a number."""
+        theirs = {name: value.to("meta") for name, value in self._theirs.items()}
+        return dict(Converted(theirs, self._recipes))
+
+
+def on_meta(state: Mapping[str, Tensor]) -> State:
+    """Shapes and dtypes of a state of ours, without reading a number."""
+    if isinstance(state, Converted):
+        return state.on_meta()
+    return {name: value.to("meta") for name, value in state.items()}
+
+
 def to_nvlabs(state: Mapping[str, Tensor]) -> State:
     """Ours -> NVlabs: 20 tensors a block + 17."""
-    return _convert(
-        state,
-        "ours",
-        lambda row: (row.ours,),
-        lambda row, parts: {row.nvlabs: _to_theirs(parts[0], row.layout)},
-    )
+    table = _complete(state, "ours", lambda row: (row.ours,))
+    return {row.nvlabs: _to_theirs(state[row.ours], row.layout) for row in table}
 
 
-def from_nvlabs(state: Mapping[str, Tensor]) -> State:
+def from_nvlabs(state: Mapping[str, Tensor]) -> Converted:
     """NVlabs -> ours; tables that nothing uses are left out."""
     used = {key: value for key, value in state.items() if key not in NVLABS_IGNORED}
-    return _convert(
-        used,
-        "nvlabs",
-        lambda row: (row.nvlabs,),
-        lambda row, parts: {row.ours: _to_ours(parts[0], row.layout)},
-    )
+    table = _complete(used, "nvlabs", lambda row: (row.nvlabs,))
+    return Converted(used, {row.ours: ((row.nvlabs,), row.layout) for row in table})
 
 
 def to_diffusers(state: Mapping[str, Tensor]) -> tuple[State, State]:
     """Ours -> (diffusers, side): 24 tensors a block + 16, and the null caption for a side file."""
-
-    def write(row: Row, parts: list[Tensor]) -> State:
-        chunks = _to_theirs(parts[0], row.layout).chunk(max(1, len(row.diffusers)))
-        return dict(zip(row.diffusers, (chunk.contiguous() for chunk in chunks), strict=False))
-
-    converted = _convert(state, "ours", lambda row: (row.ours,), write)
+    converted: State = {}
+    for row in _complete(state, "ours", lambda row: (row.ours,)):
+        if row.diffusers:
+            chunks = _to_theirs(state[row.ours], row.layout).chunk(len(row.diffusers))
+            converted.update(zip(row.diffusers, (chunk.contiguous() for chunk in chunks), strict=True))
     return converted, {NULL_CONTEXT: state[NULL_CONTEXT]}
 
 
-def from_diffusers(state: Mapping[str, Tensor], side: Mapping[str, Tensor] | None = None) -> State:
+def from_diffusers(state: Mapping[str, Tensor], side: Mapping[str, Tensor] | None = None) -> Converted:
     """Diffusers and the side file -> ours; without the side file the null caption is missing."""
-    converted = _convert(
-        state,
-        "diffusers",
-        lambda row: row.diffusers,
-        lambda row, parts: {row.ours: _to_ours(torch.cat(parts), row.layout)} if parts else {},
-    )
-    return {**converted, **(side or {})}
+    table = _complete(state, "diffusers", lambda row: row.diffusers)
+    recipes: dict[str, tuple[tuple[str, ...], Layout]] = {
+        row.ours: (row.diffusers, row.layout) for row in table if row.diffusers
+    }
+    if side:
+        recipes |= {name: ((name,), "same") for name in side}
+    return Converted({**state, **(side or {})}, recipes)
 
 
-def _convert(
-    state: Mapping[str, Tensor],
-    source: Format,
-    names: Callable[[Row], tuple[str, ...]],
-    write: Callable[[Row, list[Tensor]], State],
-) -> State:
-    """Apply the table to a whole state; a key too few or too many is an error."""
+def _complete(
+    state: Mapping[str, Tensor], source: Format, names: Callable[[Row], tuple[str, ...]]
+) -> list[Row]:
+    """The table for a whole state; a key too few or too many is an error."""
     table = rows(depth_of(state))
     known = {name for row in table for name in names(row)}
     missing, unknown = sorted(known - set(state)), sorted(set(state) - known)
@@ -215,7 +261,4 @@ def _convert(
             f"not a complete SANA-Video state in {source} names: {len(missing)} missing {missing[:8]}, "
             f"{len(unknown)} unknown {unknown[:8]}; give the whole DiT and nothing else"
         )
-    converted: State = {}
-    for row in table:
-        converted.update(write(row, [state[name] for name in names(row)]))
-    return converted
+    return table

@@ -32,6 +32,17 @@ def test_looks_at_the_path_then_models_then_the_hubs_cache(
     assert find_weights(value, models) == Path(value)
 
 
+def test_of_several_revisions_in_the_hubs_cache_the_one_last_fetched_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--org--name"
+    old, new = (write(repository / "snapshots" / revision / "file.pth") for revision in ("0a", "f1"))
+    assert find_weights("org/name/file.pth", tmp_path / "models") == old
+    write(repository / "refs" / "main").write_text("f1")
+    assert find_weights("org/name/file.pth", tmp_path / "models") == new
+
+
 def test_2b_says_what_it_wants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     config = load(compose_config(["scale=2b", f"paths.models={tmp_path / 'models'}"]))

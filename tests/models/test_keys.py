@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from sana_train.models import keys
-from sana_train.models.checkpoint import read_state, write_diffusers
 from sana_train.models.sana_video import SanaVideoDiT
 
 
@@ -67,23 +65,3 @@ def test_unused_tables_are_left_out_and_strange_keys_are_errors(make_dit):
         keys.from_nvlabs(nvlabs)
     with pytest.raises(ValueError, match="not a SANA-Video state"):
         keys.detect_format({"encoder.weight": torch.zeros(1)})
-
-
-def test_every_format_reads_back_from_disk(make_dit, tmp_path):
-    state = make_dit().state_dict()
-    save_file(state, tmp_path / "model.safetensors")
-    _same(read_state(tmp_path), state)
-    torch.save({"state_dict": keys.to_nvlabs(state)}, tmp_path / "sana.pth")
-    _same(read_state(tmp_path / "sana.pth"), state)
-    write_diffusers(state, tmp_path / "published" / "transformer")
-    _same(read_state(tmp_path / "published"), state)
-    (tmp_path / "published" / "transformer" / "null_context.safetensors").unlink()
-    assert "null_context" not in read_state(tmp_path / "published")
-
-
-def test_missing_or_foreign_files_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"no DiT weights at .*nowhere"):
-        read_state(tmp_path / "nowhere")
-    (tmp_path / "weights.bin").write_bytes(b"0")
-    with pytest.raises(ValueError, match="convert it first"):
-        read_state(tmp_path / "weights.bin")

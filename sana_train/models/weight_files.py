@@ -1,0 +1,92 @@
+"""Tensors of weight files, mapped into memory, and what is wrong with a file said in one sentence."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+def map_tensors(file: Path) -> dict[str, Tensor]:
+    """Tensors of a ``.safetensors``, ``.pth`` or ``.pt`` file; numbers are read where they are used.
+
+    Raises:
+        ValueError: another kind of file, a damaged one, or one that holds more than tensors.
+    """
+    if file.suffix == ".safetensors":
+        return _map_safetensors(file)
+    if file.suffix in (".pth", ".pt"):
+        return _map_torch(file)
+    raise ValueError(f"{file} is neither .safetensors nor .pth; convert it first")
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that a diffusers ``*.safetensors.index.json`` names.
+
+    Raises:
+        ValueError: no such index, or a file that it names is not there.
+    """
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+    except (json.JSONDecodeError, KeyError) as error:
+        raise ValueError(f"{index} is not an index of weight files; fetch the folder again") from error
+    files = sorted({index.parent / name for name in weight_map.values()})
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise ValueError(
+            f"{index} names {len(files)} files, of which {len(missing)} are missing: {', '.join(missing)}; "
+            "fetch the folder again"
+        )
+    return files
+
+
+def _map_safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise _damaged(file, error) from error
+
+
+def _map_torch(file: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        what = re.search(r"GLOBAL ([\w.]+)", str(error))
+        raise ValueError(
+            f"{file} holds pickled Python objects{f' ({what[1]})' if what else ''} besides tensors; reading "
+            "them would run code of whoever wrote the file, so it is refused. If you trust its author, open "
+            "it once with torch.load(..., weights_only=False) and save its tensors as .safetensors"
+        ) from error
+    except RuntimeError as error:
+        if "mmap can only be used" in str(error):
+            raise ValueError(
+                f"{file} is in torch's format from before 2020, which cannot be mapped into memory; load "
+                "it with torch.load(..., weights_only=True) and torch.save it again"
+            ) from error
+        raise _damaged(file, error) from error
+    return _tensors_of(content, file)
+
+
+def _tensors_of(content: Any, file: Path) -> dict[str, Tensor]:
+    tensors = content.get("state_dict", content) if isinstance(content, dict) else {}
+    if not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
+        found = sorted(map(str, content))[:8] if isinstance(content, dict) else type(content).__name__
+        raise ValueError(
+            f"{file} holds no state dict: expected tensors by name, alone or under 'state_dict', found "
+            f"{found}; give the DiT's own weight file"
+        )
+    return tensors
+
+
+def _damaged(file: Path, error: Exception) -> ValueError:
+    reason = str(error).splitlines()[0]
+    return ValueError(
+        f"{file} is damaged or incomplete at {file.stat().st_size:,} bytes ({reason}); fetch it again"
+    )
