@@ -82,6 +82,27 @@ def load_weights(model: VideoAutoencoder, path: str | Path) -> None:
         )
 
 
+def read_space(directory: Path) -> dict[str, Any]:
+    """The latent space of a folder written by ``save_autoencoder``, without building the autoencoder.
+
+    Returns:
+        ``autoencoder`` (class), ``fingerprint``, ``latent_spec``, ``mean`` and ``std`` per channel.
+
+    Raises:
+        FileNotFoundError: nothing there.
+    """
+    file = directory / "model.safetensors"
+    if not (file.is_file() and (directory / "spec.json").is_file()):
+        raise missing_weights("an autoencoder", file, "a folder holds model.safetensors and spec.json")
+    spec = json.loads((directory / "spec.json").read_text())
+    named = {name.rpartition(".")[2]: value for name, value in load_file(file).items()}
+    mean, std = (named[name].tolist() for name in STATISTICS)
+    return {key: spec[key] for key in ("autoencoder", "fingerprint", "latent_spec")} | {
+        "mean": mean,
+        "std": std,
+    }
+
+
 def load_strict(model: VideoAutoencoder, tensors: dict[str, Tensor], source: Path) -> None:
     """Copy ``tensors`` in; missing, unexpected and misshapen keys are a ``ValueError`` that names them."""
     ours = {name: tuple(value.shape) for name, value in model.state_dict().items()}

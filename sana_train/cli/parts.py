@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sana_train.adaptation.load_report import LoadReport
+from sana_train.cli.artifact import describe_space
 from sana_train.cli.config import ConvergenceConfig, RunConfig
 from sana_train.cli.instantiate import instantiate
 from sana_train.cli.schema import TARGET
@@ -141,7 +142,7 @@ class Parts:
         return self.adaptation.parameter_groups(self.model)
 
     def provenance(self) -> dict[str, Any]:
-        """What the DiT was made of: its load report, and the spaces built so far by fingerprint."""
+        """What the DiT was made of: its load report, its latent space, the fingerprints of those built."""
         if self.cfg.model is None or self.cfg.autoencoder is None:
             return {}
         spaces = {"target": self.autoencoder}
@@ -149,7 +150,8 @@ class Parts:
             spaces["source"] = self.source_autoencoder
         report = None if self.load_report is None else self.load_report.to_dict()
         fingerprints = {name: each.fingerprint() for name, each in spaces.items()}
-        return {"load_report": report, "autoencoders": fingerprints}
+        space = describe_space(self.autoencoder, self.device)
+        return {"load_report": report, "autoencoders": fingerprints, "latent_space": space}
 
     def num_samples(self, convergence: ConvergenceConfig) -> int:
         """Generated clips per evaluation; a CPU is too slow to judge samples unless told to."""

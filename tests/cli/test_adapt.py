@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from sana_train.cli import convert
 from sana_train.cli.instantiate import instantiate
 from sana_train.cli.parts import Parts
 from sana_train.cli.study import Study
@@ -55,6 +56,11 @@ def test_adapt_go_on_and_refuse_another_configuration(
     assert str(place.root) not in text  # records are shipped: they name no path of this machine
     record = json.loads(text)
     assert record["autoencoders"].keys() == {"target", "source"}
+    assert record["latent_space"]["fingerprint"] == record["autoencoders"]["target"]
+    for folder in ("export", "checkpoints/step_0000002"):
+        convert.main([str(run_dir / folder), str(place.root / folder / "out"), "--to", "diffusers"])
+        space = json.loads((place.root / folder / "out" / "sana_train.json").read_text())["latent_space"]
+        assert space == record["latent_space"]
     reference = Levels.load(run_dir / "export" / "levels.npz").means("reference")
     assert record["heldout"]["heldout/loss_high"] == pytest.approx(reference["heldout/loss_high"])
 

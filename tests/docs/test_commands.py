@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from sana_train.cli import record
+from sana_train.cli import convert, record
 from sana_train.cli.preflight import check_overrides
 from tests.docs.conftest import DOCUMENTS, NEEDS_EXAMPLE, ROOT
 
@@ -37,6 +37,8 @@ def check(words: list[str]) -> None:
             check_train(rest)
         case ["python" | "python3", "-m", "sana_train.cli.record", *rest]:
             record.parser().parse_args(rest)
+        case ["python" | "python3", "-m", "sana_train.cli.convert", *rest]:
+            convert.parser().parse_args(rest)
         case ["python", script] if script.startswith("experiments/"):
             compile((ROOT / script).read_text(), script, "exec")
         case ["python", "-m", "pytest", *rest]:

@@ -1,0 +1,106 @@
+"""A DiT as a run leaves it, a checkpoint or an export, with the latent space it lives in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sana_train.autoencoders.weights import read_space
+from sana_train.models.checkpoint import Weights, read_state
+from sana_train.protocols import Autoencoder
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What other programs need of a trained DiT.
+
+    Attributes:
+        state: weights under our names, read as they are asked for.
+        model: the configuration's ``model`` node: ``_target_`` and arguments.
+        space: the latent space: autoencoder's class and fingerprint, geometry, mean and std per channel.
+        made_by: run id, optimiser steps, which weights.
+    """
+
+    state: Mapping[str, Tensor]
+    model: dict[str, Any]
+    space: dict[str, Any]
+    made_by: dict[str, Any]
+
+
+def describe_space(autoencoder: Autoencoder, device: torch.device) -> dict[str, Any]:
+    """What ``Artifact.space`` holds, as JSON values; latents of a DiT are (raw - mean) / std."""
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=device)
+    latents = ends.view(2, 1, 1, 1, 1).expand(2, autoencoder.spec.channels, 1, 1, 1)
+    mean, upper = autoencoder.denormalise(latents).flatten(1)  # what a DiT's 0 and 1 are before scaling
+    return {
+        "autoencoder": f"{type(autoencoder).__module__}.{type(autoencoder).__qualname__}",
+        "fingerprint": autoencoder.fingerprint(),
+        "latent_spec": autoencoder.spec.to_dict(),
+        "mean": mean.tolist(),
+        "std": (upper - mean).tolist(),
+    }
+
+
+def read_artifact(path: Path, weights: Weights, autoencoder: Path | None) -> Artifact:
+    """Read a checkpoint directory (``run.json``) or an export (``record.json``).
+
+    Args:
+        path: the directory.
+        weights: averaged or raw; an export holds one set, the averaged.
+        autoencoder: folder of the autoencoder, for artifacts that do not hold its statistics.
+
+    Raises:
+        ValueError: no such directory, another network than ours, or a latent space that is not known.
+    """
+    record = _read_record(path)
+    is_export = not (path / "run.json").is_file()
+    if is_export and weights == "raw":
+        raise ValueError(f"{path} is an export, which holds averaged weights only; leave out --weights raw")
+    config = record["config"]
+    model = {key.removeprefix("model."): value for key, value in config.items() if key.startswith("model.")}
+    has_ema = is_export or (path / "ema.safetensors").is_file()
+    made_by = {
+        "run_id": record.get("run_id"),
+        "steps": record.get("step", record.get("steps")),
+        "weights": weights if has_ema else "raw",
+    }
+    return Artifact(read_state(path, weights), model, _space(path, record, autoencoder), made_by)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    has_weights = (path / "model.safetensors").is_file()  # a run's own directory has a run.json too
+    for name in ("run.json", "record.json"):
+        if has_weights and (path / name).is_file():
+            record = json.loads((path / name).read_text())
+            if any(key.startswith("model.") for key in record.get("config", {})):
+                return record
+            raise ValueError(f"{path / name} is of no DiT: its configuration has no model")
+    raise ValueError(
+        f"{path} is neither a checkpoint nor an export of this project: those hold model.safetensors and a "
+        "run.json or record.json; give a directory such as <run>/checkpoints/step_0000500 or <run>/export"
+    )
+
+
+def _space(path: Path, record: Mapping[str, Any], autoencoder: Path | None) -> dict[str, Any]:
+    recorded = record.get("latent_space")
+    fingerprint = record.get("autoencoders", {}).get("target")
+    if autoencoder is None:
+        if recorded is None:
+            raise ValueError(
+                f"{path} was made before latent statistics were kept with a DiT; name the folder of its "
+                f"autoencoder (fingerprint {fingerprint}) with --autoencoder"
+            )
+        return recorded
+    given = read_space(autoencoder)
+    if given["fingerprint"] != fingerprint:
+        raise ValueError(
+            f"{autoencoder} has fingerprint {given['fingerprint']}, but the DiT of {path} was trained in the "
+            f"space of {fingerprint}; give the autoencoder it was trained with"
+        )
+    return given
