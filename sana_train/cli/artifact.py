@@ -73,6 +73,36 @@ def read_artifact(path: Path, weights: Weights, autoencoder: Path | None) -> Art
     return Artifact(read_state(path, weights), model, _space(path, record, autoencoder), made_by)
 
 
+def check_heads(checkpoint: Path, model: Mapping[str, Any]) -> None:
+    """Hold the heads that a json beside the weights declares against a ``model`` node.
+
+    The weights themselves do not show them: with other heads a DiT loads, and computes nonsense.
+
+    Raises:
+        ValueError: they differ.
+    """
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    ours = {"num_heads": "model.num_heads", "cross_num_heads": "model.cross_num_heads"}
+    diffusers = {"num_heads": "num_attention_heads", "cross_num_heads": "num_cross_attention_heads"}
+    declarations = [(folder / "run.json", ours), (folder / "record.json", ours)]
+    if checkpoint.is_dir():  # beside a single file, a config.json may be of anything
+        declarations += [(folder / "config.json", diffusers), (folder / "transformer/config.json", diffusers)]
+    for file, names in declarations:
+        if not file.is_file():
+            continue
+        content = json.loads(file.read_text())
+        declared = content.get("config", {}) if names is ours else content
+        differing = [
+            f"{name} {declared[theirs]} against {model[name]}"
+            for name, theirs in names.items()
+            if theirs in declared and name in model and declared[theirs] != model[name]
+        ]
+        if differing:
+            raise ValueError(
+                f"{file} declares another network than the model: {', '.join(differing)}; choose them alike"
+            )
+
+
 def _read_record(path: Path) -> dict[str, Any]:
     has_weights = (path / "model.safetensors").is_file()  # a run's own directory has a run.json too
     for name in ("run.json", "record.json"):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sana_train.adaptation.load_report import LoadReport
-from sana_train.cli.artifact import describe_space
+from sana_train.cli.artifact import check_heads, describe_space
 from sana_train.cli.config import ConvergenceConfig, RunConfig
 from sana_train.cli.instantiate import instantiate
 from sana_train.cli.schema import TARGET
@@ -106,7 +106,9 @@ class Parts:
     @cached_property
     def source_state(self) -> Mapping[str, Tensor]:
         """Weights of the source DiT, each read from its file when it is asked for."""
-        return read_state(Path(self._section("source").checkpoint))
+        source = self._section("source")
+        check_heads(Path(source.checkpoint), {**self._section("model"), **source.model})
+        return read_state(Path(source.checkpoint))
 
     @cached_property
     def source_model(self) -> nn.Module:

@@ -88,3 +88,6 @@ def test_a_diffusers_file_without_its_null_caption_says_where_to_get_one(tmp_pat
     (tmp_path / "null_context.safetensors").unlink()
     with pytest.raises(ValueError, match=r"1 missing from the source: null_context[\s\S]*give the \.pth"):
         _arm().apply(_dit("ltx2"), read_state(tmp_path), seed=0)
+    afresh = LatentSwap(["patch_embed.*", "final_layer.linear.*", "null_context"])
+    report = afresh.apply(_dit("ltx2"), read_state(tmp_path), seed=0)
+    assert set(report.reinitialised) == SWAPPED | {"null_context"}
