@@ -66,7 +66,8 @@ class TrainingShell(pl.LightningModule):
         super().__init__()
         self.task = task
         self.model = task.model
-        self.seed, self.optimiser, self.lr, self.warmup_steps = seed, optimiser, lr, warmup_steps
+        self.optimiser: OptimiserName = optimiser
+        self.seed, self.lr, self.warmup_steps = seed, lr, warmup_steps
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
         self.clip_norm, self.ema_decay, self.log_every = clip_norm, ema_decay, log_every
         self.run_dir, self.resume_from = run_dir, resume_from
