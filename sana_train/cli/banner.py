@@ -35,7 +35,7 @@ def _facts(config: RunConfig, run_dir: Path, device: torch.device) -> dict[str, 
     training = config.training
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     other = (
-        "the whole method at small widths; scale=2b source=wan480p says what SANA-Video 2B wants"
+        "the whole method at small widths; scale=2b says what SANA-Video 2B wants"
         if config.scale == "tiny"
         else "published widths and weights; scale=tiny needs none"
     )

@@ -117,4 +117,9 @@ def _explain(config: RunConfig, missing: list[Wanted], models: Path) -> str:
             "No DiT in the DCAE-V space is public, so source.checkpoint must be your own. The real start is "
             "source=wan480p: the public SANA-Video 480p, patch 1x2x2 on 16 channels -> 1x1x1 on 128."
         )
+    elif config.source is not None:
+        lines.append(
+            "The paper starts in the DCAE-V space, in which no DiT is public; with one of your own: "
+            "source=dcae_v_2b source.checkpoint=/path/to/it"
+        )
     return "\n".join(lines)

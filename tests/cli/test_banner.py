@@ -22,7 +22,7 @@ def shown(*overrides: str) -> str:
 def test_names_scale_batch_and_the_way_to_2b() -> None:
     text = shown()
     assert "scale=tiny" in text
-    assert "scale=2b source=wan480p" in text
+    assert "scale=2b says" in text
     assert "32 clips per step; smaller than a GPU run's 256" in text
 
 

@@ -74,7 +74,7 @@ def test_help_tells_what_there_is() -> None:
     command = [sys.executable, str(REPOSITORY / "train.py"), "--help"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for words in (
-        "scale=2b source=wan480p",
+        "scale=2b  ",
         "adaptation: linear_probe, random, scratch",
         "training.max_steps",
     ):

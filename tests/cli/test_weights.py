@@ -45,7 +45,7 @@ def test_of_several_revisions_in_the_hubs_cache_the_one_last_fetched_is_taken(
 
 def test_2b_says_what_it_wants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    config = load(compose_config(["scale=2b", f"paths.models={tmp_path / 'models'}"]))
+    config = load(compose_config(["scale=2b", "source=dcae_v_2b", f"paths.models={tmp_path / 'models'}"]))
     with pytest.raises(MissingWeightsError) as error:
         require_weights(config)
     message = str(error.value)
@@ -65,17 +65,17 @@ def test_2b_says_what_it_wants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_public_start_wants_public_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    config = load(compose_config(["scale=2b", "source=wan480p", f"paths.models={tmp_path}"]))
+    config = load(compose_config(["scale=2b", f"paths.models={tmp_path}"]))
     with pytest.raises(MissingWeightsError) as error:
         require_weights(config)
     assert "SANA_Video_2B_480p.pth" in str(error.value)
-    assert "No DiT in the DCAE-V space" not in str(error.value)
+    assert "source=dcae_v_2b source.checkpoint=" in str(error.value)
     assert config.source is not None
     assert config.source.model == {"latent_channels": 16, "patch_size": [1, 2, 2]}
 
 
 def test_found_paths_replace_names(tmp_path: Path) -> None:
-    config = load(compose_config(["scale=2b", "source=wan480p", f"paths.models={tmp_path}"]))
+    config = load(compose_config(["scale=2b", f"paths.models={tmp_path}"]))
     for wanted in wanted_weights(config):
         write(tmp_path / wanted.value / "config.json")
     found = require_weights(config)
