@@ -18,11 +18,12 @@ from sana_train.training import checkpoint as ckpt
 from sana_train.training.callbacks.base import StepCallback
 from sana_train.training.callbacks.checkpoints import CheckpointCallback
 from sana_train.training.callbacks.progress import ProgressCallback
-from sana_train.training.callbacks.provenance import ProvenanceCallback, environment
+from sana_train.training.callbacks.provenance import ProvenanceCallback
 from sana_train.training.interruption import StopAtStepEnd
 from sana_train.training.jsonl import JsonlLogger
 from sana_train.training.shell import TrainingShell
 from sana_train.training.trainer import build_trainer
+from sana_train.utils.environment import environment
 
 
 def pick_device(accelerator: str) -> torch.device:
