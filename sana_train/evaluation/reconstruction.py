@@ -9,7 +9,7 @@ Legend: B batch, F frames, H/W pixels. Clips are in [-1, 1].
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -72,18 +72,24 @@ def evaluate_reconstruction(
     num_clips: int,
     batch_size: int,
     device: torch.device | str,
+    dtype: torch.dtype = torch.float32,
+    on_clips: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
     """Means over the first ``num_clips`` sound clips of ``source``.
 
     ``psnr_db``, ``ssim``, ``num_clips``; from a ``TexturedClips`` source ``texture_gain_db``; and ``lpips``
     where it is installed with its backbone's weights.
+
+    Args:
+        dtype: the autoencoder's; clips are judged as they came, in fp32.
+        on_clips: called with the number of clips judged since its last call.
     """
     values: dict[str, list[Tensor]] = {}
     perceptual = lpips_metric.PerceptualDistance(True, device) if lpips_metric.is_ready() else None
     for batch in sound_batches(source, num_clips, batch_size, device):
         assert batch.video is not None
         reference = autoencoder.reconstructed_frames(batch.video)
-        decoded = autoencoder.decode(autoencoder.encode(batch.video))
+        decoded = autoencoder.decode(autoencoder.encode(batch.video.to(dtype)))
         measured = {"psnr_db": psnr(decoded, reference), "ssim": ssim(decoded, reference)}
         if perceptual is not None:
             measured["lpips"] = perceptual(decoded, reference)
@@ -93,6 +99,8 @@ def evaluate_reconstruction(
             measured["texture_gain_db"] = texture_gain_db(decoded, reference, flat, mask)
         for name, value in measured.items():
             values.setdefault(name, []).append(value)
+        if on_clips is not None:
+            on_clips(len(batch))
     joined = {name: torch.cat(parts) for name, parts in values.items()}
     means = {name: value.mean().item() for name, value in joined.items()}
     if "texture_gain_db" in joined:  # NaN for clips without texture

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from sana_train.cli import convert, record
+from sana_train.cli import convert, record, vae_table
 from sana_train.cli.preflight import check_overrides
 from tests.docs.conftest import DOCUMENTS, NEEDS_EXAMPLE, ROOT
 
@@ -39,6 +39,8 @@ def check(words: list[str]) -> None:
             record.parser().parse_args(rest)
         case ["python" | "python3", "-m", "sana_train.cli.convert", *rest]:
             convert.parser().parse_args(rest)
+        case ["python" | "python3", "-m", "sana_train.cli.vae_table", *rest]:
+            check_vae_table(rest)
         case ["python", script] if script.startswith("experiments/"):
             compile((ROOT / script).read_text(), script, "exec")
         case ["python", "-m", "pytest", *rest]:
@@ -70,6 +72,13 @@ def check_train(arguments: list[str]) -> None:
         [sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert len(done.stdout.splitlines()) > 20
+
+
+def check_vae_table(arguments: list[str]) -> None:
+    """All but the work: the autoencoders are built without numbers in them, and the manifest is read."""
+    with pytest.raises(SystemExit) as ended:
+        vae_table.main([*arguments, "--dry-run"])
+    assert ended.value.code == 0, ended.value.code
 
 
 def check_script(script: str) -> None:
@@ -115,7 +124,13 @@ def test_python_blocks_parse(documents) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["make all", "python train.py training.lrr=1", "bash no/such.sh", "hf download no/such"],
+    [
+        "make all",
+        "python train.py training.lrr=1",
+        "python -m sana_train.cli.vae_table out --autoencoder ltx3",
+        "bash no/such.sh",
+        "hf download no/such",
+    ],
 )
 def test_a_command_that_cannot_work_is_noticed(command: str) -> None:
     with pytest.raises((AssertionError, ValueError, subprocess.CalledProcessError)):
