@@ -103,9 +103,9 @@ def run(given: argparse.Namespace, manifest: Manifest | None) -> bool:
         return True
     _require_weights(choices)
     source = _clips(given.clips, video, num_clips) if any(choice.found for choice in choices) else None
-    before = _load()
+    # Before the work: by its end the checkout may be another commit than the code that ran.
+    facts = {**environment(device), **_libraries(), "load_average_before": _load()}
     rows = measure(choices, geometries, video, dtype, device, given.rounds, source, num_clips)
-    loads = {"load_average_before": before, "load_average_after": _load()}
     table = VaeTable(
         rows=tuple(rows),
         video=video,
@@ -115,7 +115,7 @@ def run(given: argparse.Namespace, manifest: Manifest | None) -> bool:
         clips=None if source is None else "world" if given.clips is None else "shards",
         num_clips=num_clips,
         clips_fingerprint="" if source is None else source.fingerprint(),
-        environment={**environment(device), **_libraries(), **loads},
+        environment={**facts, "load_average_after": _load()},
     )
     verdicts = [] if manifest is None else judge(table, manifest)
     write_table(given.out, table, verdicts, manifest, _METRICS)
