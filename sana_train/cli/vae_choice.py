@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+import yaml
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sana_train.autoencoders.base import VideoAutoencoder
@@ -81,11 +82,12 @@ def read_choices(given: Sequence[Sequence[str]]) -> list[Choice]:
 
 def _read(label: str, words: Sequence[str]) -> Choice:
     path = _yaml_path(words[0])
+    yaml_node = read_yaml(path)
     wrong = [word for word in words[1:] if "=" not in word]
     if wrong:
         raise ConfigError([f"{words[0]}: overrides are key=value, got {wrong[0]!r}"])
     try:
-        node = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(words[1:])))
+        node = OmegaConf.merge(yaml_node, OmegaConf.from_dotlist(list(words[1:])))
         paths = OmegaConf.load(CONF_DIR / "train.yaml").paths
         config = resolve(OmegaConf.create({"paths": paths, "autoencoder": node}))
     except OmegaConfBaseException as error:
@@ -100,6 +102,17 @@ def _read(label: str, words: Sequence[str]) -> Choice:
         wanted=wanted,
         found=None if wanted is None else find_weights(wanted, Path(config["paths"]["models"])),
     )
+
+
+def read_yaml(path: Path) -> DictConfig:
+    """Raises ``ConfigError`` for a file that is no mapping, or no YAML at all; ``OSError`` for none."""
+    try:
+        node = OmegaConf.load(path)
+    except yaml.YAMLError as error:
+        raise ConfigError([f"{path}: no YAML ({' '.join(str(error).split())})"]) from error
+    if not isinstance(node, DictConfig):
+        raise ConfigError([f"{path}: expected keys and values at its top"])
+    return node
 
 
 def _yaml_path(name: str) -> Path:

@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 from sana_train.autoencoders.base import VideoAutoencoder
 from sana_train.cli.load import resolve
 from sana_train.cli.schema import check
-from sana_train.cli.vae_choice import Choice, read_choices
+from sana_train.cli.vae_choice import Choice, read_choices, read_yaml
 from sana_train.cli.weights import MissingWeightsError
 from sana_train.data.progress import ClipProgress
 from sana_train.data.shards import ShardClips
@@ -137,7 +137,7 @@ def settings(
 
 def read_manifest(path: Path) -> Manifest:
     """Raises ``ValueError`` naming each key that is unknown, missing or mistyped."""
-    plain = resolve(OmegaConf.create({"manifest": OmegaConf.load(path)}))["manifest"]
+    plain = resolve(OmegaConf.create({"manifest": read_yaml(path)}))["manifest"]
     check(plain, Manifest)
     if plain["dtype"] not in _DTYPES or plain["metrics"] != _METRICS:
         raise ValueError(

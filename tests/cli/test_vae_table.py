@@ -129,6 +129,24 @@ def test_a_yaml_of_ones_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("psnr_db: 34.15", "psnr: 34.15", "the nearest is paper.wan_2b.psnr_db"),
+        ("decode_s: 0.9", "decode_s: fast", "paper.ltx2_2b.decode_s: expected float"),
+        ("latent: [16, 21, 88, 160]", "latent: [16, 21, 88]", "paper.wan_2b.latent"),
+        ("dtype: bfloat16", "dtype: bf16", "expected a dtype of float32, bfloat16, float16"),
+        ("reconstruction.psnr ", "reconstruction.other ", "the metrics computed here"),
+        ("frames: 81", "frames: [81", "no YAML"),
+    ],
+)
+def test_a_manifest_with_a_mistake_is_refused(tmp_path: Path, before: str, after: str, message: str) -> None:
+    text = MANIFEST.read_text()
+    assert text.count(before) == 1
+    (tmp_path / "m.yaml").write_text(text.replace(before, after))
+    assert message in refusal(tmp_path / "t", SMALL_DCAE, more=f"--manifest {tmp_path / 'm.yaml'}")
+
+
+@pytest.mark.parametrize(
     ("words", "more", "message"),
     [
         (["ltx2_tny"], "", "no such autoencoder; the nearest is ltx2_tiny"),

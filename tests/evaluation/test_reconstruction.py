@@ -93,6 +93,20 @@ def test_evaluation_leaves_holes_out_and_skipped_frames_too(monkeypatch: pytest.
     assert metrics["texture_gain_db"] < 0.0  # an untrained decoder is worse than the mean colour
 
 
+def test_an_autoencoder_in_bf16_gets_bf16_and_is_judged_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lpips_metric, "is_ready", lambda: False)
+    torch.manual_seed(0)
+    model = DCAEV(4, [8, 8, 8], [0, 0, 0], [0, 0, 0], chunk_frames=4)
+    exact = evaluate_reconstruction(model, Clips(), 5, 2, "cpu")
+    judged: list[int] = []
+    rounded = evaluate_reconstruction(
+        model.to(torch.bfloat16), Clips(), 5, 2, "cpu", torch.bfloat16, judged.append
+    )
+    assert judged == [1, 2, 1]  # clip 1 is a hole
+    assert rounded["psnr_db"] != exact["psnr_db"]
+    assert rounded["psnr_db"] == pytest.approx(exact["psnr_db"], abs=0.1)
+
+
 def test_perceptual_distance_is_measured_only_where_it_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     def make(pretrained: bool, device: str) -> object:
         assert pretrained

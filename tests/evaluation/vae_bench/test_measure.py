@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 class Diarist(VideoAutoencoder):
-    """Notes every call. By its own clock the first encoding of a turn takes 100 s, the second 1, decoding 5."""
+    """By its own clock the first encoding of a turn takes 100 s, the second 1 s, decoding 5 s."""
 
     now_s = 0.0
 
