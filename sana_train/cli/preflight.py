@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sana_train.cli.load import CONF_DIR, compose_config, load, resolve
 from sana_train.cli.run_id import require_same_run, run_id
 from sana_train.cli.schema import ConfigError, nearest_key, valid_keys
-from sana_train.cli.weights import MissingWeightsError, require_weights
+from sana_train.cli.wanted import MissingWeightsError, require_weights
 
 # As near to the process's start as this package gets: what `trainer.max_minutes` counts from.
 STARTED_S = time.monotonic()

@@ -22,7 +22,7 @@ from sana_train.cli.parts import Parts
 from sana_train.cli.process import EXIT_PREEMPTED, exit_when_preempted, readable_errors
 from sana_train.cli.run_id import check_same_run, portable, run_id
 from sana_train.cli.study import Study
-from sana_train.cli.weights import require_weights
+from sana_train.cli.wanted import require_weights
 from sana_train.evaluation.convergence.levels import means
 from sana_train.training import checkpoint as ckpt
 from sana_train.training.callbacks.throughput import ThroughputCallback
