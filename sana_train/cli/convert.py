@@ -89,7 +89,7 @@ def _write_diffusers(artifact: Artifact, out: Path, record: Path) -> dict[str, A
     with publish_directory(out) as scratch:
         write_diffusers(artifact.state, scratch)
         with torch.device("meta"):
-            write_config(_dit(artifact.model), scratch)
+            write_config(build_dit(artifact.model), scratch)
         velocity = diffusers_velocity(scratch, *probe(artifact.model, read_state(scratch)))
         facts = _verified(artifact, velocity, "diffusers", compat="diffusers")
         write_json(scratch / record.name, facts)
@@ -100,7 +100,7 @@ def _write_nvlabs(artifact: Artifact, out: Path, record: Path) -> dict[str, Any]
     out.parent.mkdir(parents=True, exist_ok=True)
     with publish_file(out) as scratch:
         write_nvlabs(artifact.state, scratch)
-        facts = _verified(artifact, _ours(artifact.model, read_state(scratch)), "the file, read back")
+        facts = _verified(artifact, our_velocity(artifact.model, read_state(scratch)), "the file, read back")
         write_json(record, facts)
     return facts
 
@@ -111,14 +111,14 @@ def _verified(artifact: Artifact, theirs: Tensor, against: str, **settings: str)
     ``difference`` compares the weights: with ``compat`` of diffusers for diffusers, whose epsilons are not
     those that a DiT is trained with by default. ``as_trained`` leaves ``compat`` as it was in training.
     """
-    difference = relative_difference(theirs, _ours({**artifact.model, **settings}, artifact.state))
+    difference = relative_difference(theirs, our_velocity({**artifact.model, **settings}, artifact.state))
     if not difference <= TOLERANCE:  # also if it is not a number
         raise ValueError(
             f"what was written differs from the checkpoint by {difference:.1e} in one forward, {TOLERANCE:g} "
             f"is allowed (against {against}); nothing was published"
         )
     as_trained = (
-        relative_difference(theirs, _ours(artifact.model, artifact.state)) if settings else difference
+        relative_difference(theirs, our_velocity(artifact.model, artifact.state)) if settings else difference
     )
     return {
         "made_by": artifact.made_by,
@@ -154,14 +154,14 @@ def probe(model: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[Tensor
 
 
 @torch.no_grad()
-def _ours(model: Mapping[str, Any], state: Mapping[str, Tensor]) -> Tensor:
+def our_velocity(model: Mapping[str, Any], state: Mapping[str, Tensor]) -> Tensor:
     """Velocity of the probe by our network, in fp32; it is gone from memory afterwards."""
     latents, t, context, mask = probe(model, state)
-    network = load_dit(lambda: _dit(model), state, "cpu").eval()
+    network = load_dit(lambda: build_dit(model), state, "cpu").eval()
     return network(latents, t, network.prepare(context, mask))
 
 
-def _dit(model: Mapping[str, Any]) -> SanaVideoDiT:
+def build_dit(model: Mapping[str, Any]) -> SanaVideoDiT:
     network = instantiate(model)
     if not isinstance(network, SanaVideoDiT):
         raise ValueError(f"{type(network).__name__} given; only a SanaVideoDiT has these formats")

@@ -11,8 +11,19 @@ from pathlib import Path
 from sana_train.cli.wanted import Wanted, find_weights, hub_cache, split_hub_name
 from sana_train.models.weight_files import shards
 
-# What is read of a repository that holds more, by the configuration's section; ``*`` reaches into folders.
-_READ = {
+# What is read of a repository that holds more; ``*`` reaches into folders.
+_DIT = (
+    "transformer/*.json",
+    "transformer/*.safetensors",
+    "config.json",
+    "diffusion_pytorch_model*",
+    "null_context.safetensors",
+    "ema.safetensors",
+    "model.safetensors",
+    "record.json",
+    "run.json",
+)
+_READ = {  # by the configuration's section
     "autoencoder": ("vae/*.json", "vae/*.safetensors", "model.safetensors", "spec.json"),
     "text": (
         "config.json",
@@ -24,7 +35,7 @@ _READ = {
         "text_encoder/*.safetensors",
         "tokenizer/*",
     ),
-    "source": ("transformer/*.json", "transformer/*.safetensors"),
+    "source": _DIT,
 }
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".npz")
 _BLOCK_BYTES = 2**24

@@ -166,9 +166,10 @@ class Parts:
     @cached_property
     def pixels(self) -> tuple[ClipSource, ClipSource]:
         """(train, held-out) clips as they come: decoded or rendered."""
-        return self._clips("train"), self._clips("heldout")
+        return self.clips("train"), self.clips("heldout")
 
-    def _clips(self, split: str) -> ClipSource:
+    def clips(self, split: str) -> ClipSource:
+        """The clips of ``train`` or ``heldout`` alone, as they come."""
         node = getattr(self.cfg.data, split)
         wanted = arguments_of(resolve_target(node[TARGET]))
         supplied = {"device": str(self.device)} if "device" in wanted and "device" not in node else {}

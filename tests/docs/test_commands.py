@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from sana_train.cli import convert, record, vae_table, weights
+from sana_train.cli import convert, record, vae_table, verify, weights
 from sana_train.cli.preflight import check_overrides
 from tests.docs.conftest import DOCUMENTS, NEEDS_EXAMPLE, ROOT
 
@@ -43,6 +43,16 @@ def check(words: list[str]) -> None:
             check_vae_table(rest)
         case ["python" | "python3", "-m", "sana_train.cli.weights", *rest]:
             check_overrides(weights.parser().parse_intermixed_args(rest).overrides)
+        case [
+            "python" | "python3",
+            "-m",
+            "sana_train.cli.weights" | "sana_train.cli.verify" as module,
+            *rest,
+        ]:
+            parser = {"weights": weights.parser, "verify": verify.parser}[
+                module.removeprefix("sana_train.cli.")
+            ]
+            check_overrides(parser().parse_intermixed_args(rest).overrides)
             GlobalHydra.instance().clear()
         case ["python", script] if script.startswith("experiments/"):
             compile((ROOT / script).read_text(), script, "exec")
