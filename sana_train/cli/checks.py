@@ -28,6 +28,7 @@ from sana_train.cli.instantiate import instantiate
 from sana_train.cli.parts import Parts
 from sana_train.cli.schema import TARGET
 from sana_train.cli.targets import resolve_target
+from sana_train.data.progress import ClipProgress
 from sana_train.data.shards import ShardClips
 from sana_train.evaluation.reconstruction import psnr, sound_batches
 from sana_train.models.checkpoint import read_state, write_diffusers
@@ -173,13 +174,18 @@ def measure_autoencoder(files: Files) -> list[Measured]:
     batch_size = 1 if latents is None else latents.batch_size
     total = torch.zeros(2, autoencoder.spec.channels, dtype=torch.float64, device=files.device)
     num_positions, decibels = 0, []
-    for batch in sound_batches(clips, NUM_CLIPS, batch_size, files.device):
-        assert batch.video is not None
-        raw = autoencoder.encode(batch.video)
-        decibels += psnr(autoencoder.decode(raw), autoencoder.reconstructed_frames(batch.video)).tolist()
-        normalised = autoencoder.normalise(raw).double()
-        total += torch.stack([normalised.sum(dim=(0, 2, 3, 4)), normalised.square().sum(dim=(0, 2, 3, 4))])
-        num_positions += normalised.numel() // normalised.shape[1]
+    num_clips = min(NUM_CLIPS, len(clips))
+    with ClipProgress("clips through the autoencoder", num_clips) as progress:
+        for batch in sound_batches(clips, num_clips, batch_size, files.device):
+            assert batch.video is not None
+            raw = autoencoder.encode(batch.video)
+            decibels += psnr(autoencoder.decode(raw), autoencoder.reconstructed_frames(batch.video)).tolist()
+            normalised = autoencoder.normalise(raw).double()
+            total += torch.stack(
+                [normalised.sum(dim=(0, 2, 3, 4)), normalised.square().sum(dim=(0, 2, 3, 4))]
+            )
+            num_positions += normalised.numel() // normalised.shape[1]
+            progress.advance(len(batch.captions))
     mean, square = total / num_positions  # (C,) each; 0 and 1 are expected
     offset = mean.square().mean().sqrt().item()
     log_std = 0.5 * (square - mean.square()).log()
@@ -233,18 +239,31 @@ def text_pipeline(folder: Path, device: torch.device) -> Any:
     Args:
         folder: a pipeline with ``text_encoder`` and ``tokenizer``, or Gemma-2 as transformers saves it.
         device: of the text encoder.
+
+    Raises:
+        ValueError: a part is missing, damaged or of another architecture.
     """
     ensure_torchvision()
     from diffusers import SanaVideoPipeline  # an import of seconds
     from transformers import AutoTokenizer, Gemma2Model
 
-    is_pipeline = (folder / "text_encoder").is_dir()
-    decoder: Any = Gemma2Model.from_pretrained(
-        folder / "text_encoder" if is_pipeline else folder, dtype=torch.float32, local_files_only=True
-    )
-    tokenizer = AutoTokenizer.from_pretrained(
-        folder / "tokenizer" if is_pipeline else folder, local_files_only=True
-    )
+    decoder_folder, tokenizer_folder = folder, folder
+    if (folder / "text_encoder").is_dir():
+        decoder_folder, tokenizer_folder = folder / "text_encoder", folder / "tokenizer"
+    try:
+        decoder: Any = Gemma2Model.from_pretrained(
+            decoder_folder,
+            dtype=torch.float32,
+            use_safetensors=True,  # never pickled code
+            local_files_only=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
+    except (OSError, ValueError, SafetensorError, RuntimeError) as error:  # other shapes are a RuntimeError
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{folder} gives diffusers no Gemma-2 with a tokenizer ({reason}); fetch it again, or give a "
+            "SANA-Video pipeline with `text_encoder` and `tokenizer`"
+        ) from error
     parts: dict[str, Any] = {"vae": None, "transformer": None, "scheduler": None}
     return SanaVideoPipeline(tokenizer, decoder.to(device).eval(), **parts)
 

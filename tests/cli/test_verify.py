@@ -236,6 +236,30 @@ def test_a_pipeline_that_is_not_there_or_lacks_the_part_is_said(files: Path) -> 
     assert "no DiT in diffusers' layout" in row.note
 
 
+def lose_tokenizer(pipeline: Path) -> None:
+    shutil.rmtree(pipeline / "tokenizer")
+
+
+def widen_config(pipeline: Path) -> None:
+    file = pipeline / "text_encoder" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "hidden_size": 32}))
+
+
+def lose_weights(pipeline: Path) -> None:
+    (pipeline / "text_encoder" / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize("spoil", [lose_tokenizer, widen_config, lose_weights])
+def test_a_pipeline_that_cannot_be_read_is_red_and_the_other_rows_go_on(
+    files: Path, spoil: Callable[[Path], None]
+) -> None:
+    spoil(files / "pipeline")
+    found = rows([*dit(files), "autoencoder.weights=null", *text(files)], files / "pipeline")
+    assert states(found) == {DIT: "green", VOCABULARY: "red", TEXT: "red"}
+    assert found[TEXT].note.startswith(f"{files / 'pipeline'} gives diffusers no Gemma-2 with a tokenizer (")
+    assert "\n" not in found[TEXT].note
+
+
 def test_the_probe_sees_every_weight_of_the_dit() -> None:
     """A weight that the forward does not depend on could be wrong unnoticed."""
     node = {**SIZES, "_target_": "sana_train.models.sana_video.SanaVideoDiT", "compat": "diffusers"}
