@@ -186,12 +186,15 @@ def measure_autoencoder(files: Files) -> list[Measured]:
             )
             num_positions += normalised.numel() // normalised.shape[1]
             progress.advance(len(batch.captions))
-    mean, square = total / num_positions  # (C,) each; 0 and 1 are expected
+    moments = total / num_positions  # (2, C): mean, which is 0 in training, and mean square, which is 1
+    note = f"{len(decibels)} clips, {autoencoder.spec.channels} channels"
+    if _has_one_scale(autoencoder):
+        moments, note = moments.mean(dim=1, keepdim=True), f"{note} with one scale: taken together"
+    mean, square = moments
     offset = mean.square().mean().sqrt().item()
     log_std = 0.5 * (square - mean.square()).log()
     spread = log_std.square().mean().sqrt().exp().item()
     quality = sum(decibels) / len(decibels)
-    note = f"{len(decibels)} clips, {autoencoder.spec.channels} channels"
     return [
         Measured(offset, offset <= MAX_OFFSET, note),
         Measured(spread, spread <= MAX_SPREAD, note),
@@ -273,6 +276,11 @@ def _heldout(files: Files) -> ClipSource:
     if resolve_target(node[TARGET]) is ShardClips and not any(Path(node["path"]).glob("*.tar")):
         raise Skipped(f"no clips: no *.tar in data.heldout.path={node['path']}")
     return Parts(files.config, files.device).clips("heldout")
+
+
+def _has_one_scale(autoencoder: VideoAutoencoder) -> bool:
+    """Whether the file knows one number for all channels, as DCAE-V's does; single channels may differ."""
+    return all(bool((value == value[0]).all()) for value in autoencoder.statistics())
 
 
 def _diffusers_dit(path: Path) -> Path | None:

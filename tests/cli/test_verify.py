@@ -187,6 +187,24 @@ def test_wrong_statistics_are_red_in_their_own_row(files: Path, clips: list[str]
     assert states(rows(overrides)) == {MEAN: "green", STD: "red", PSNR: "green"}
 
 
+@pytest.mark.parametrize(("scale", "state"), [(1.0, "green"), (2.0, "red")])
+def test_one_scale_for_all_channels_is_held_against_all_of_them_together(
+    files: Path, clips: list[str], scale: float, state: str
+) -> None:
+    def spread_channels(model: LTX2VideoAutoencoder) -> None:
+        head, (mean, std) = model.vae.encoder.conv_out.conv, model.statistics()
+        head.weight[:64].mul_(4.0)
+        head.bias[:64].mul_(4.0)
+        std[:64].mul_(4.0)
+        std.fill_(std.square().mean().sqrt().item() * scale)
+        mean.zero_()
+
+    save_changed_autoencoder(files, spread_channels)
+    found = rows([*NO_SOURCE, *autoencoder(files), *clips])
+    assert (found[MEAN].state, found[STD].state) == ("green", state)
+    assert "taken together" in found[STD].note
+
+
 def test_a_perturbed_decoder_is_red_in_reconstruction_alone(files: Path, clips: list[str]) -> None:
     def spoil(model: LTX2VideoAutoencoder) -> None:
         model.vae.decoder.conv_in.conv.weight.mul_(-1.0)
