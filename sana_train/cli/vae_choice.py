@@ -19,7 +19,7 @@ from sana_train.cli.config import PathsConfig
 from sana_train.cli.instantiate import instantiate
 from sana_train.cli.load import CONF_DIR, resolve
 from sana_train.cli.schema import ConfigError, check
-from sana_train.cli.weights import find_weights
+from sana_train.cli.wanted import find_weights
 
 _MAX_LABEL = 13  # characters, for tables of 100 columns
 

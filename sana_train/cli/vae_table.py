@@ -25,7 +25,7 @@ from sana_train.autoencoders.base import VideoAutoencoder
 from sana_train.cli.load import resolve
 from sana_train.cli.schema import check
 from sana_train.cli.vae_choice import Choice, read_choices, read_yaml
-from sana_train.cli.weights import MissingWeightsError
+from sana_train.cli.wanted import MissingWeightsError
 from sana_train.data.progress import ClipProgress
 from sana_train.data.shards import ShardClips
 from sana_train.data.world.clips import WorldClips

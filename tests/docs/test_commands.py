@@ -41,8 +41,6 @@ def check(words: list[str]) -> None:
             convert.parser().parse_args(rest)
         case ["python" | "python3", "-m", "sana_train.cli.vae_table", *rest]:
             check_vae_table(rest)
-        case ["python" | "python3", "-m", "sana_train.cli.weights", *rest]:
-            check_overrides(weights.parser().parse_intermixed_args(rest).overrides)
         case [
             "python" | "python3",
             "-m",
