@@ -11,6 +11,7 @@ from training_harness import assert_same_run, final_state, launch, make_clips, m
 from sana_train.autoencoders.dc_ae_v import DCAEV
 from sana_train.evaluation.convergence.heldout import evaluation_mode
 from sana_train.training.callbacks.base import StepCallback
+from sana_train.training.optimiser import OptimiserName
 from sana_train.training.shell import TrainingShell
 from sana_train.training.tasks.reconstruction import ReconstructionTask
 from sana_train.types import Batch
@@ -20,7 +21,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-MODES = ("default", "reduce-overhead")
+KINDS = (("default", "adamw"), ("reduce-overhead", "adamw"), ("reduce-overhead", "muon"))
 
 
 def test_randomness_is_the_same_on_every_device() -> None:
@@ -62,8 +63,10 @@ class Looks(StepCallback):
         self.compiled.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_compiled_run_learns_resumes_and_is_not_compiled_again(tmp_path: Path, mode: str) -> None:
+@pytest.mark.parametrize(("mode", "optimiser"), KINDS)
+def test_a_compiled_run_learns_resumes_and_is_not_compiled_again(
+    tmp_path: Path, mode: str, optimiser: OptimiserName
+) -> None:
     def run(name: str, max_steps: int, looks: Looks) -> TrainingShell:
         torch.compiler.reset()
         return launch(
@@ -73,6 +76,7 @@ def test_a_compiled_run_learns_resumes_and_is_not_compiled_again(tmp_path: Path,
             callbacks=[looks],
             accelerator="gpu",
             precision="bf16-mixed",
+            optimiser=optimiser,
         )
 
     torch._dynamo.utils.counters.clear()
