@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from fnmatch import fnmatch
@@ -110,7 +111,11 @@ def run(machine: Path, *words: str) -> int:
 
 def rows(text: str) -> dict[str, list[str]]:
     """Key -> the words of its row."""
-    return {line.split()[0]: line.split() for line in text.splitlines() if "." in line.split(" ")[0]}
+    return {
+        key[0]: line.split()
+        for line in text.splitlines()
+        if (key := re.match(r"[a-z_.]+\.[a-z_]+(?= )", line))
+    }
 
 
 def test_a_bare_machine_lacks_everything_and_the_code_is_1(
