@@ -48,7 +48,7 @@ def test_a_default_of_the_signature_wants_a_plus() -> None:
 
 @pytest.mark.parametrize("flag", ["--help", "--info", "--info=defaults", "--cfg", "-c"])
 def test_only_looking_is_not_checked(flag: str) -> None:
-    preflight("train", [flag, "nonsense=1"])
+    assert preflight("train", [flag, "nonsense=1"]) == [flag, "nonsense=1"]
 
 
 @pytest.mark.parametrize("group", ["reader", "source", "adaptation", "convergence", "logger"])

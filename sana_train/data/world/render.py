@@ -22,7 +22,7 @@ _WINDOW_PX = 64
 _OUTLINE_PX = 1.5
 _MIN_SIZE_PX = 64
 # Clips painted at once at 128 px: memory of about 1 GiB; a GPU, which waits for launches, gets 3 GiB.
-_CHUNK = {"cpu": 32, "cuda": 96}
+_CHUNK, _CHUNK_CUDA = 32, 96
 
 
 def render(
@@ -70,7 +70,8 @@ def _render(
 ) -> Tensor:
     if size_px % 32 or size_px < _MIN_SIZE_PX:
         raise ValueError(f"size_px={size_px}: expected a multiple of 32, at least 64")
-    chunk = max(1, int(_CHUNK[torch.device(device).type] * (128 / size_px) ** 2))
+    num_at_once = _CHUNK_CUDA if torch.device(device).type == "cuda" else _CHUNK
+    chunk = max(1, int(num_at_once * (128 / size_px) ** 2))
     out = torch.empty(len(scenes), channels, frames, size_px, size_px, device=device)
     for start in range(0, len(scenes), chunk):
         part = scenes[slice(start, start + chunk)]
