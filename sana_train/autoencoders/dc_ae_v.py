@@ -7,7 +7,7 @@ those of the published checkpoints, plus the statistics buffers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from sana_train.autoencoders.dcae_layers import (
     pad_tail,
     unfold,
 )
+from sana_train.autoencoders.layout import CHANNELS_LAST, channels_last_
 from sana_train.autoencoders.weights import load_weights
 from sana_train.types import LatentSpec
 
@@ -51,8 +52,8 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor, chunks: Chunks) -> Tensor:
         """(B*n, 3, L, H, W) -> (B*n, C, L/st, H/sh, W/sw)."""
         x = self.project_in(x, chunks)
-        for stage in self.stages[1:]:
-            x = stage(x, chunks)
+        for block in _blocks(self.stages[1:]):
+            x = block(x, chunks)
         return self.project_out(x, chunks)
 
 
@@ -77,9 +78,15 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor, chunks: Chunks) -> Tensor:
         """(B*n, C, L/st, H/sh, W/sw) -> (B*n, 3, L, H, W)."""
         x = self.project_in(x, chunks)
-        for stage in reversed(self.stages[1:]):
-            x = stage(x, chunks)
+        for block in _blocks(reversed(self.stages[1:])):
+            x = block(x, chunks)
         return self.project_out(x, chunks)
+
+
+def _blocks(stages: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """Every block in order of running; called by a stage, a block would keep that stage's input in memory."""
+    for stage in stages:
+        yield from stage.get_submodule("op_list").children()
 
 
 class DCAEV(VideoAutoencoder):
@@ -95,6 +102,8 @@ class DCAEV(VideoAutoencoder):
         skip_frames: frames at the head of a clip that are not coded.
         latent_scale: what multiplies raw latents to unit variance, where no statistics are stored.
         use_streaming: code chunk by chunk (same result, memory of one chunk).
+        use_channels_last: compute with channels last in memory, which tensor cores read; results
+            differ by rounding.
         weights: a folder of this project or a published ``.pt``; None for random weights.
     """
 
@@ -112,6 +121,7 @@ class DCAEV(VideoAutoencoder):
         skip_frames: int = 1,
         latent_scale: float = 1.0,
         use_streaming: bool = False,
+        use_channels_last: bool = False,
         weights: str | None = None,
     ) -> None:
         super().__init__()
@@ -124,10 +134,13 @@ class DCAEV(VideoAutoencoder):
         self.settings = {"chunk_frames": chunk_frames}
         self.latent_scale = latent_scale
         self.use_streaming = use_streaming
+        self.layout = CHANNELS_LAST if use_channels_last else torch.contiguous_format
         self.encoder = Encoder(latent_channels, list(widths), list(encoder_depths), stride_t)
         self.decoder = Decoder(latent_channels, list(widths), list(decoder_depths), stride_t)
         self.register_buffer("latents_mean", torch.zeros(latent_channels))
         self.register_buffer("latents_std", torch.full((latent_channels,), 1.0 / latent_scale))
+        if use_channels_last:
+            channels_last_(self)
         if weights is not None:
             load_weights(self, weights)
 
@@ -151,9 +164,11 @@ class DCAEV(VideoAutoencoder):
         """Run over (B, C, n * chunk, H, W), at once or chunk by chunk."""
         num_chunks = x.shape[2] // chunk
         if not self.use_streaming:
-            return unfold(network(fold(x, chunk), Chunks(num_chunks)), num_chunks)
+            folded = fold(x, chunk).contiguous(memory_format=self.layout)
+            return unfold(network(folded, Chunks(num_chunks)), num_chunks).contiguous()
         stream = Chunks(1, carry={})
-        return torch.cat([network(piece, stream) for piece in x.split(chunk, dim=2)], dim=2)
+        pieces = (piece.contiguous(memory_format=self.layout) for piece in x.split(chunk, dim=2))
+        return torch.cat([network(piece, stream).contiguous() for piece in pieces], dim=2)
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         return self.latents_mean, self.latents_std

@@ -7,6 +7,7 @@ of each chunk's predecessor. Attribute names follow the published checkpoints.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +16,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from sana_train.autoencoders.initialise import variance_preserving_
+from sana_train.autoencoders.layout import convolve_by_runs, is_channels_last, like
 
-# cuDNN indexes with 32 bits; a 720p clip exceeds that in one chunk of 40 frames at full width.
-MAX_CONV_ELEMENTS = 2**31 - 1
+# cuDNN indexes with 32 bits, and 40 frames of 720p exceed that at half resolution: 256 channels of
+# 352x640 are 2.3e9 numbers. A quarter of it keeps cuDNN's work space, and what norms and activations
+# hold, small beside the activations themselves; larger calls are not faster.
+MAX_CONV_ELEMENTS = 2**29
 
 
 @dataclass
@@ -52,25 +56,33 @@ def pad_tail(x: Tensor, multiple: int) -> Tensor:
 
 def unshuffle(x: Tensor, time: int, space: int) -> Tensor:
     """Blocks of time x space x space to channels; order (channel, t, h, w), channel slowest."""
-    pattern = "b c (t r) (h p) (w q) -> b (c r p q) t h w"
-    return rearrange(x, pattern, r=time, p=space, q=space)
+    sizes = {"r": time, "p": space, "q": space}
+    if is_channels_last(x):
+        return rearrange(x, "b c (t r) (h p) (w q) -> b t h w (c r p q)", **sizes).movedim(-1, 1)
+    return rearrange(x, "b c (t r) (h p) (w q) -> b (c r p q) t h w", **sizes)
 
 
 def shuffle(x: Tensor, time: int, space: int) -> Tensor:
     """Inverse of ``unshuffle``."""
-    pattern = "b (c r p q) t h w -> b c (t r) (h p) (w q)"
-    return rearrange(x, pattern, r=time, p=space, q=space)
+    sizes = {"r": time, "p": space, "q": space}
+    if is_channels_last(x):
+        return rearrange(x, "b (c r p q) t h w -> b (t r) (h p) (w q) c", **sizes).movedim(-1, 1)
+    return rearrange(x, "b (c r p q) t h w -> b c (t r) (h p) (w q)", **sizes)
 
 
 def averaging_shortcut(x: Tensor, out_channels: int, time: int, space: int) -> Tensor:
     """Unshuffle, then the mean over groups of consecutive channels down to ``out_channels``."""
     x = unshuffle(x, time, space)
+    if is_channels_last(x):
+        return x.movedim(1, -1).unflatten(-1, (out_channels, -1)).mean(dim=-1).movedim(-1, 1)
     return x.unflatten(1, (out_channels, -1)).mean(dim=2)
 
 
 def duplicating_shortcut(x: Tensor, out_channels: int, time: int, space: int) -> Tensor:
     """Repeat each channel in place until a shuffle gives ``out_channels``."""
     repeats = out_channels * time * space * space // x.shape[1]
+    if is_channels_last(x):
+        return shuffle(x.movedim(1, -1).repeat_interleave(repeats, dim=-1).movedim(-1, 1), time, space)
     return shuffle(x.repeat_interleave(repeats, dim=1), time, space)
 
 
@@ -99,17 +111,40 @@ class ChunkCausalConv3d(nn.Conv3d):
         if chunks.carry is not None:
             first = chunks.carry.get(id(self), first)
             chunks.carry[id(self)] = last[:, -1:].clone()  # a view would keep all of x alive
-        return torch.cat([first, last[:, :-1]], dim=1).flatten(0, 1)
+        return like(torch.cat([first, last[:, :-1]], dim=1).flatten(0, 1), x)
 
-    def forward(self, x: Tensor, chunks: Chunks) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        chunks: Chunks,
+        then: Callable[[Tensor], Tensor] | None = None,
+        add_to: Tensor | None = None,
+    ) -> Tensor:
+        """(B*n, C, L, H, W) -> (B*n, C', L, H, W).
+
+        Args:
+            x: folded clips.
+            chunks: how they are folded.
+            then: what is made of the result at each position by itself. It is done run by run, so that
+                of a large tensor there is never a second one beside it.
+            add_to: takes the result up in place.
+        """
         before = self._previous_frames(x, chunks)
-        padded = torch.cat([before, x, torch.zeros_like(before)], dim=2)  # (B*n, C, L + 2, H, W)
-        frame_elements = x.shape[0] * max(self.in_channels, self.out_channels) * x.shape[3] * x.shape[4]
-        step = max(1, MAX_CONV_ELEMENTS // frame_elements - 2)
-        if step >= x.shape[2]:
-            return super().forward(padded)
-        pieces = [padded[:, :, start : start + step + 2] for start in range(0, x.shape[2], step)]
-        return torch.cat([super(ChunkCausalConv3d, self).forward(piece) for piece in pieces], dim=2)
+        num_frames = x.shape[2]
+
+        def padded(clips: slice, start: int, stop: int) -> Tensor:
+            inside = x[clips, :, max(0, start - 1) : stop + 1]
+            head = [before[clips]] if start == 0 else []
+            tail = [torch.zeros_like(before[clips])] if stop == num_frames else []
+            return torch.cat([*head, inside, *tail], dim=2) if head or tail else inside
+
+        def convolve(run: Tensor) -> Tensor:
+            result = super(ChunkCausalConv3d, self).forward(run)
+            return result if then is None else then(result)
+
+        frame_elements = max(self.in_channels, self.out_channels) * x.shape[3] * x.shape[4]
+        sizes = (x.shape[0], num_frames)
+        return convolve_by_runs(padded, convolve, sizes, frame_elements, MAX_CONV_ELEMENTS, add_to)
 
 
 class RMSNorm3d(nn.Module):
@@ -126,10 +161,11 @@ class RMSNorm3d(nn.Module):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        mean_square = x.float().square().mean(dim=1, keepdim=True)
-        scale = torch.rsqrt(mean_square + self.eps).to(x.dtype)
+        at_least = torch.promote_types(x.dtype, torch.float32)
+        length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=at_least)  # summed up in fp32
+        scale = torch.rsqrt(length.square() / x.shape[1] + self.eps).to(x.dtype)
         weight, bias = (value.to(x.dtype).view(1, -1, 1, 1, 1) for value in (self.weight, self.bias))
-        return x * scale * weight + bias
+        return torch.addcmul(bias, x * scale, weight)
 
 
 class ConvLayer(nn.Module):
@@ -147,9 +183,8 @@ class ConvLayer(nn.Module):
         self.conv = ChunkCausalConv3d(in_channels, out_channels, bias, block)
         self.norm = RMSNorm3d(out_channels) if use_norm else None
 
-    def forward(self, x: Tensor, chunks: Chunks) -> Tensor:
-        x = self.conv(x, chunks)
-        return x if self.norm is None else self.norm(x)
+    def forward(self, x: Tensor, chunks: Chunks, add_to: Tensor | None = None) -> Tensor:
+        return self.conv(x, chunks, self.norm, add_to)
 
 
 class ConvUnshuffle(nn.Module):
@@ -185,19 +220,21 @@ class TwoConvs(nn.Module):
         self.conv1 = ConvLayer(channels, channels)
         self.conv2 = ConvLayer(channels, channels, bias=False, use_norm=True)
 
-    def forward(self, x: Tensor, chunks: Chunks) -> Tensor:
-        return self.conv2(F.silu(self.conv1(x, chunks)), chunks)
+    def forward(self, x: Tensor, chunks: Chunks, add_to: Tensor | None = None) -> Tensor:
+        return self.conv2(self.conv1.conv(x, chunks, F.silu), chunks, add_to)
 
 
 class ResBlock(nn.Module):
-    """Identity plus branch, with nothing after the sum."""
+    """Identity plus branch, with nothing after the sum. Without gradients the sum takes its input's place."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.main = TwoConvs(channels)
 
     def forward(self, x: Tensor, chunks: Chunks) -> Tensor:
-        return x + self.main(x, chunks)
+        if torch.is_grad_enabled():
+            return x + self.main(x, chunks)
+        return self.main(x, chunks, add_to=x)
 
 
 class DownBlock(nn.Module):
@@ -232,7 +269,13 @@ class UpBlock(nn.Module):
         self.main = ConvShuffle(in_channels, out_channels, time, space)
 
     def forward(self, x: Tensor, chunks: Chunks) -> Tensor:
-        return self.main(x, chunks) + duplicating_shortcut(x, self.out_channels, self.time, self.space)
+        result = self.main(x, chunks)
+        step = max(1, MAX_CONV_ELEMENTS // result[:, :, : self.time].numel())
+        for start in range(0, x.shape[2], step):  # by runs of frames, as a convolution
+            frames = x[:, :, start : start + step]
+            place = result[:, :, start * self.time : (start + step) * self.time]
+            place += duplicating_shortcut(frames, self.out_channels, self.time, self.space)
+        return result
 
 
 class OpList(nn.Module):
@@ -241,11 +284,6 @@ class OpList(nn.Module):
     def __init__(self, blocks: list[nn.Module]) -> None:
         super().__init__()
         self.op_list = nn.ModuleList(blocks)
-
-    def forward(self, x: Tensor, chunks: Chunks) -> Tensor:
-        for block in self.op_list:
-            x = block(x, chunks)
-        return x
 
 
 class HeadToPixels(nn.Module):

@@ -18,6 +18,9 @@ from sana_train.autoencoders.dcae_layers import (
     unfold,
     unshuffle,
 )
+from sana_train.autoencoders.layout import CHANNELS_LAST, is_channels_last
+from sana_train.cli.load import compose_config, resolve
+from tests.autoencoders.live_bytes import LiveBytes
 
 
 def small(**overrides: object) -> DCAEV:
@@ -103,11 +106,100 @@ def test_splitting_a_large_convolution_changes_nothing(monkeypatch: pytest.Monke
     torch.testing.assert_close(conv(x, Chunks(3)), whole)
 
 
+@pytest.mark.parametrize("use_streaming", [False, True])
+@pytest.mark.parametrize("use_channels_last", [False, True])
+def test_neither_runs_of_frames_nor_the_layout_change_results(
+    monkeypatch: pytest.MonkeyPatch, use_streaming: bool, use_channels_last: bool
+) -> None:
+    plain, other = small(), small(use_streaming=use_streaming, use_channels_last=use_channels_last)
+    assert other.fingerprint() == plain.fingerprint()
+    video = clip(1 + 16)
+    latents = plain.encode(video)
+    pixels = plain.decode_unclamped(latents)
+    convolved: list[int] = []
+    forward = torch.nn.Conv3d.forward
+    monkeypatch.setattr(
+        torch.nn.Conv3d, "forward", lambda self, x: convolved.append(x.numel()) or forward(self, x)
+    )
+    for limit in (dcae_layers.MAX_CONV_ELEMENTS, 8 * 8 * 8 * 5):
+        monkeypatch.setattr(dcae_layers, "MAX_CONV_ELEMENTS", limit)
+        convolved.clear()
+        with torch.no_grad():
+            torch.testing.assert_close(other.encode(video), latents, rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(other.decode_unclamped(latents), pixels, rtol=1e-10, atol=1e-12)
+        assert max(convolved) <= limit
+    assert len(convolved) > 150  # of 24 convolutions over 2 chunks
+
+
+def test_sums_in_place_leave_the_input_as_it_was() -> None:
+    model, video = small(), clip(17)
+    latents, kept = model.encode(video), video.clone()
+    with torch.no_grad():
+        model.decode(model.encode(video))
+        given = latents.clone()
+        model.decode(given)
+    assert torch.equal(video, kept)
+    assert torch.equal(given, latents)
+
+
+@pytest.mark.parametrize("use_streaming", [False, True])
+def test_true_size_at_720p_stays_within_32_bits_and_a_stream_within_24_gb(use_streaming: bool) -> None:
+    with torch.device("meta"):
+        model = true_size(use_streaming=use_streaming, use_channels_last=True).bfloat16()
+        video = torch.empty(1, 3, 81, 704, 1280, dtype=torch.bfloat16)
+    weights = sum(value.nbytes for value in model.state_dict().values())
+    for code in (lambda: latents.append(model.encode(video)), lambda: model.decode(latents[0])):
+        latents = [torch.empty(1, 64, 20, 22, 40, dtype=torch.bfloat16, device="meta")]
+        with torch.no_grad(), LiveBytes() as live:
+            code()
+        assert live.largest < 2**31
+        assert weights + live.peak < (21.6e9 if use_streaming else 33e9)
+
+
+@pytest.mark.parametrize("limit", [2**29, 16 * 16 * 16 * 4])
+def test_channels_stay_last_from_convolution_to_convolution(
+    monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """On a CPU a convolution itself gives the usual layout; cuDNN's keeps that of its input."""
+    forward, copied = torch.nn.Conv3d.forward, []
+
+    def like_cudnn(self: torch.nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
+        copied.append(not x.is_contiguous(memory_format=CHANNELS_LAST))
+        return forward(self, x).contiguous(memory_format=CHANNELS_LAST)
+
+    monkeypatch.setattr(torch.nn.Conv3d, "forward", like_cudnn)
+    monkeypatch.setattr(dcae_layers, "MAX_CONV_ELEMENTS", limit)
+    model = small(use_streaming=True, use_channels_last=True)
+    with torch.no_grad():
+        model.decode(model.encode(clip(17, size=32, batch=1)))
+    assert copied
+    assert not any(copied)
+    y = torch.randn(1, 16, 4, 6, 6).contiguous(memory_format=CHANNELS_LAST)
+    assert is_channels_last(unshuffle(y, 1, 2))
+    assert is_channels_last(shuffle(y, 2, 2))
+    assert is_channels_last(averaging_shortcut(y, 16, 2, 2))
+    assert is_channels_last(duplicating_shortcut(y, 8, 2, 2))
+    assert is_channels_last(RMSNorm3d(16)(y))
+
+
+@pytest.mark.parametrize(("channels", "scale"), [(64, 0.7614), (32, 0.7241)])
+def test_published_scales_bring_latents_to_unit_variance(channels: int, scale: float) -> None:
+    node = resolve(compose_config(["autoencoder=dcae_v_2b"]))["autoencoder"]
+    assert (node["latent_channels"], node["latent_scale"]) == (64, 0.7614)
+    model = small(latent_channels=channels, latent_scale=scale)
+    raw = torch.randn(1, channels, 2, 2, 2, dtype=torch.float64)
+    torch.testing.assert_close(model.normalise(raw), raw * scale, rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(model.denormalise(raw), raw / scale, rtol=1e-6, atol=0.0)
+
+
 def test_shuffles_order_channel_time_row_column() -> None:
     x = torch.arange(2 * 2 * 2 * 2.0).view(1, 2, 2, 2, 2)
     assert torch.equal(unshuffle(x, 2, 2).flatten(), torch.arange(16.0))  # channel slowest, column fastest
     y = torch.randn(2, 3, 4, 6, 8)
     assert torch.equal(shuffle(unshuffle(y, 2, 2), 2, 2), y)
+    last = y.contiguous(memory_format=CHANNELS_LAST)
+    assert torch.equal(unshuffle(last, 2, 2), unshuffle(y, 2, 2))
+    assert torch.equal(averaging_shortcut(last, 12, 2, 2), averaging_shortcut(y, 12, 2, 2))
 
 
 def test_shortcuts_average_groups_and_duplicate_channels() -> None:
@@ -141,9 +233,9 @@ def test_true_size_has_the_published_parameter_count(channels: int, millions: fl
     assert (model.spec.stride_t, model.spec.stride_h, model.spec.channels) == (4, 32, channels)
 
 
-def true_size(channels: int = 64) -> DCAEV:
+def true_size(channels: int = 64, **switches: bool) -> DCAEV:
     depths = [5, 10, 4, 4, 4, 4]
-    return DCAEV(channels, [256, 512, 512, 1024, 1024, 1024], depths, depths)
+    return DCAEV(channels, [256, 512, 512, 1024, 1024, 1024], depths, depths, **switches)
 
 
 def test_true_size_has_the_published_keys() -> None:
