@@ -75,6 +75,31 @@ def _differences(ours: Any, theirs: Any) -> list[str]:
     ]
 
 
+def use_tiles(vae: Any, stride_px: int, tile_px: int | None, tile_stride_px: int | None) -> dict[str, int]:
+    """Let a diffusers autoencoder code large clips in overlapping tiles; returns what changes results.
+
+    Raises:
+        ValueError: one of the two sizes alone, no overlap, or tiles that do not divide into latents.
+    """
+    if tile_px is None and tile_stride_px is None:
+        return {}
+    given = f"tile_px={tile_px}, tile_stride_px={tile_stride_px}"
+    if tile_px is None or tile_stride_px is None:
+        raise ValueError(f"{given}: give both, or neither to code clips whole")
+    if tile_px % stride_px or tile_stride_px % stride_px or not 0 < tile_stride_px < tile_px:
+        raise ValueError(
+            f"{given}: expected multiples of {stride_px}, the pixels of a latent, and a stride below the "
+            "tile, so that tiles overlap and can be blended"
+        )
+    vae.enable_tiling(
+        tile_sample_min_height=tile_px,
+        tile_sample_min_width=tile_px,
+        tile_sample_stride_height=tile_stride_px,
+        tile_sample_stride_width=tile_stride_px,
+    )
+    return {"tile_px": tile_px, "tile_stride_px": tile_stride_px}
+
+
 @torch.no_grad()
 def reset_tree(model: nn.Module) -> None:
     """Fresh random weights for every layer of ``model``; layers without a rule of their own are norms."""

@@ -13,13 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from sana_train.autoencoders.base import VideoAutoencoder
-from sana_train.autoencoders.diffusers_io import load_diffusers, reset_tree
+from sana_train.autoencoders.diffusers_io import load_diffusers, reset_tree, use_tiles
 from sana_train.autoencoders.initialise import variance_preserving_
+from sana_train.autoencoders.layout import channels_last_
+from sana_train.autoencoders.ltx2_layout import exchange_layers_
 from sana_train.autoencoders.weights import load_weights
 from sana_train.types import LatentSpec
 
 # (time, space) of one resampling block, by diffusers' names.
 _STRIDES = {"spatial": (1, 2), "temporal": (2, 1), "spatiotemporal": (2, 2)}
+CompileMode = Literal["none", "default", "max-autotune-no-cudagraphs"]
 _LTX20_RESAMPLING = ["spatial", "temporal", "spatiotemporal", "spatiotemporal"]
 
 
@@ -41,6 +44,13 @@ class LTX2VideoAutoencoder(VideoAutoencoder):
         use_upsample_residual: whether up blocks have a shortcut (LTX-2.0 has, 2.3 has not).
         patch_px: pixels folded into channels at the input.
         decoder_padding: spatial padding of the decoder.
+        use_channels_last: compute with channels last in memory, in layers of this project beside which
+            diffusers' need more copies; results differ by rounding.
+        compile_mode: ``torch.compile`` mode of encoder and decoder, once for every size, or ``none``;
+            with it diffusers' own layers run, and ``use_channels_last`` lays out the weights alone.
+        tile_px: larger clips are coded in tiles of so many pixels, overlapping and blended; None codes
+            them whole. Time is never divided: the decoder sees all of it.
+        tile_stride_px: from one tile to the next.
         weights: a folder of this project, a diffusers folder or a hub id with a ``vae`` subfolder;
             None for random weights.
     """
@@ -58,6 +68,10 @@ class LTX2VideoAutoencoder(VideoAutoencoder):
         use_upsample_residual: bool = True,
         patch_px: int = 4,
         decoder_padding: Literal["zeros", "reflect"] = "reflect",
+        use_channels_last: bool = False,
+        compile_mode: CompileMode = "none",
+        tile_px: int | None = None,
+        tile_stride_px: int | None = None,
         weights: str | None = None,
     ) -> None:
         super().__init__()
@@ -107,6 +121,14 @@ class LTX2VideoAutoencoder(VideoAutoencoder):
             load_weights(self, weights)
         else:
             self.vae = load_diffusers(self.vae, weights, "give a diffusers folder or a hub id")
+        self.settings = {**self.settings, **use_tiles(self.vae, stride_px, tile_px, tile_stride_px)}
+        if use_channels_last and compile_mode == "none":
+            exchange_layers_(self.vae)
+        elif use_channels_last:
+            channels_last_(self.vae)
+        if compile_mode != "none":
+            for network in (self.vae.encoder, self.vae.decoder):
+                network.compile(mode=compile_mode, dynamic=False)
 
     def encode(self, video: Tensor) -> Tensor:
         """(B, 3, 1 + k * st, H, W) in [-1, 1] -> raw latents (B, C, 1 + k, H/sh, W/sw), the mode."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sana_train.autoencoders.base import VideoAutoencoder
-from sana_train.autoencoders.diffusers_io import load_diffusers, reset_tree
+from sana_train.autoencoders.diffusers_io import load_diffusers, reset_tree, use_tiles
 from sana_train.autoencoders.weights import load_weights
 from sana_train.types import LatentSpec
 
@@ -30,6 +30,9 @@ class WanAutoencoder(VideoAutoencoder):
         num_res_blocks: residual blocks per stage.
         latents_mean: per-channel mean of raw latents; None for the published numbers.
         latents_std: per-channel standard deviation; None for the published numbers.
+        tile_px: larger clips are coded in tiles of so many pixels, overlapping and blended; None codes
+            them whole.
+        tile_stride_px: from one tile to the next.
         weights: a folder of this project, a diffusers folder or a hub id with a ``vae`` subfolder;
             None for random weights.
     """
@@ -45,6 +48,8 @@ class WanAutoencoder(VideoAutoencoder):
         num_res_blocks: int = 2,
         latents_mean: list[float] | None = None,
         latents_std: list[float] | None = None,
+        tile_px: int | None = None,
+        tile_stride_px: int | None = None,
         weights: str | None = None,
     ) -> None:
         super().__init__()
@@ -76,6 +81,7 @@ class WanAutoencoder(VideoAutoencoder):
             load_weights(self, weights)
         elif weights is not None:
             self.vae = load_diffusers(self.vae, weights, "give a diffusers folder or a hub id")
+        self.settings = use_tiles(self.vae, self.spec.stride_h, tile_px, tile_stride_px)
 
     def encode(self, video: Tensor) -> Tensor:
         """(B, 3, 1 + 4k, H, W) in [-1, 1] -> raw latents (B, C, 1 + k, H/8, W/8), the mode."""

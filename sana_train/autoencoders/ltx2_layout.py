@@ -1,0 +1,161 @@
+"""diffusers' LTX-2 autoencoder with channels last in memory: its layers, exchanged for equal ones.
+
+diffusers pads time by concatenating repeated frames, space by a second copy, and norms in four steps; each
+of them falls back to channels first, and every convolution turns its input and output around. The layers
+here pad in one copy, norm in one step and keep the layout. State-dict keys stay as they are.
+
+Legend: B batch, C channels, F frames, H/W rows/columns.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sana_train.autoencoders.dcae_layers import averaging_shortcut, shuffle, unshuffle
+from sana_train.autoencoders.layout import CHANNELS_LAST, channels_last_, convolve_by_runs, is_channels_last
+
+MAX_CONV_ELEMENTS = 2**31 - 1  # cuDNN indexes with 32 bits; a 2K clip has more in the decoder's last block
+
+
+class PaddedConv(nn.Module):
+    """A 3x3x3 convolution that repeats the clip's outer frames.
+
+    Args:
+        conv: diffusers' convolution; its padding in space is ``zeros`` or ``reflect``.
+    """
+
+    def __init__(self, conv: nn.Conv3d) -> None:
+        super().__init__()
+        plain = (conv.kernel_size, conv.stride, conv.dilation, conv.groups)
+        if plain != ((3, 3, 3), (1, 1, 1), (1, 1, 1), 1) or conv.padding_mode not in ("zeros", "reflect"):
+            raise TypeError(f"{conv} is none of the convolutions of LTX-2; use_channels_last=false runs it")
+        self.conv = conv
+
+    def forward(self, hidden_states: Tensor, causal: bool = True) -> Tensor:
+        """(B, C, F, H, W) -> (B, C', F, H, W); causal: both repeated frames are put in front."""
+        is_reflecting = self.conv.padding_mode == "reflect"
+        pad = reflected if is_reflecting else repeated
+        padded = pad(hidden_states, (2, 0) if causal else (1, 1))
+        space = 0 if is_reflecting else 1
+
+        def convolve(run: Tensor) -> Tensor:
+            return F.conv3d(run, self.conv.weight, self.conv.bias, padding=(0, space, space))
+
+        batch, channels, _, height, width = padded.shape
+        return convolve_by_runs(
+            lambda clips, start, stop: padded[clips, :, start : stop + 2],
+            convolve,
+            (batch, hidden_states.shape[2]),
+            max(channels, self.conv.out_channels) * height * width,
+            MAX_CONV_ELEMENTS,
+        )
+
+
+def repeated(x: Tensor, frames: tuple[int, int]) -> Tensor:
+    """The first and last frame of (B, C, F, H, W) so many more times, in one copy of the same layout."""
+    head, tail = frames
+    if not head and not tail:
+        return x
+    return torch.cat([*[x[:, :, :1]] * head, x, *[x[:, :, -1:]] * tail], dim=2)
+
+
+def reflected(x: Tensor, frames: tuple[int, int]) -> Tensor:
+    """``repeated``, and one row and column more on each side, reflected: (B, C, F + 2, H + 2, W + 2)."""
+    (head, tail), (batch, channels, num_frames, height, width) = frames, x.shape
+    layout = CHANNELS_LAST if is_channels_last(x) else torch.contiguous_format
+    shape = (batch, channels, head + num_frames + tail, height + 2, width + 2)
+    padded = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+    inside = padded[:, :, head : head + num_frames]
+    inside[:, :, :, 1:-1, 1:-1] = x
+    inside[:, :, :, 1:-1, 0], inside[:, :, :, 1:-1, -1] = x[..., 1], x[..., -2]
+    inside[:, :, :, 0], inside[:, :, :, -1] = inside[:, :, :, 2], inside[:, :, :, -3]
+    padded[:, :, :head] = inside[:, :, :1]
+    padded[:, :, head + num_frames :] = inside[:, :, -1:]
+    return padded
+
+
+class ChannelNorm(nn.Module):
+    """x over its root mean square across channels, at each position."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.movedim(1, -1), (x.shape[1],), eps=self.eps).movedim(-1, 1)
+
+
+class Down(nn.Module):
+    """Convolution and blocks to channels, beside the mean of grouped channels.
+
+    Args:
+        conv: gives the outputs of one block.
+        stride: frames, rows and columns of a block.
+        out_channels: behind the block.
+    """
+
+    def __init__(self, conv: PaddedConv, stride: tuple[int, int, int], out_channels: int) -> None:
+        super().__init__()
+        self.conv, self.stride, self.out_channels = conv, stride, out_channels
+
+    def forward(self, hidden_states: Tensor, causal: bool = True) -> Tensor:
+        time, space, _ = self.stride
+        x = repeated(hidden_states, (time - 1, 0))  # the first frame is a block's last
+        shortcut = averaging_shortcut(x, self.out_channels, time, space)
+        return unshuffle(self.conv(x, causal), time, space) + shortcut
+
+
+class Up(nn.Module):
+    """Convolution and channels to blocks, less the frames before the first; all channels again beside it.
+
+    Args:
+        conv: gives the outputs of one block.
+        stride: frames, rows and columns of a block.
+        has_shortcut: whether the input, brought up by the same shuffle and repeated, is added.
+    """
+
+    def __init__(self, conv: PaddedConv, stride: tuple[int, int, int], has_shortcut: bool) -> None:
+        super().__init__()
+        self.conv, self.stride, self.has_shortcut = conv, stride, has_shortcut
+
+    def forward(self, hidden_states: Tensor, causal: bool = True) -> Tensor:
+        time, space, _ = self.stride
+        x = shuffle(self.conv(hidden_states, causal), time, space)
+        if self.has_shortcut:
+            shortcut = shuffle(hidden_states, time, space)
+            groups = x.unflatten(1, (-1, shortcut.shape[1]))  # (B, repeats, C, F, H, W)
+            groups += shortcut.unsqueeze(1)
+        return x[:, :, time - 1 :]
+
+
+def exchange_layers_(vae: nn.Module) -> None:
+    """Put the layers above in the place of diffusers', with the same weights laid channels last.
+
+    Raises:
+        TypeError: a convolution that LTX-2 does not have.
+    """
+    channels_last_(vae)
+    for name, child in vae.named_children():
+        exchange_layers_(child)
+        replacement = _equal_layer(child)
+        if replacement is not None:
+            setattr(vae, name, replacement.train(child.training))
+
+
+def _equal_layer(layer: nn.Module) -> nn.Module | None:
+    """None for what stays; the parts of ``layer`` are exchanged already."""
+    from diffusers.models.autoencoders import autoencoder_kl_ltx2 as ltx2  # an import of seconds
+
+    if isinstance(layer, ltx2.PerChannelRMSNorm):
+        return ChannelNorm(layer.eps)
+    if isinstance(layer, ltx2.LTX2VideoCausalConv3d):
+        return PaddedConv(layer.conv)
+    if isinstance(layer, ltx2.LTX2VideoDownsampler3d):
+        time, rows, columns = layer.stride
+        block = time * rows * columns
+        return Down(layer.conv, layer.stride, layer.conv.conv.out_channels * block)  # type: ignore[arg-type]
+    if isinstance(layer, ltx2.LTX2VideoUpsampler3d):
+        return Up(layer.conv, layer.stride, layer.residual)  # type: ignore[arg-type]
+    return None

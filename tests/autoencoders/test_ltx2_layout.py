@@ -1,0 +1,149 @@
+"""LTX-2 with channels last, compiled or in tiles: equal to diffusers' own layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sana_train.autoencoders import ltx2_layout
+from sana_train.autoencoders.layout import CHANNELS_LAST
+from tests.autoencoders.test_diffusers_autoencoders import small_ltx2, small_wan
+
+LAYERS = {"encoder_layers": [1, 1, 0, 0, 1], "decoder_layers": [1, 1, 0, 1]}
+
+
+def clip(frames: int = 17, batch: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(batch, 3, frames, 64, 96, generator=generator) * 2 - 1
+
+
+def assert_close(ours: torch.Tensor, stock: torch.Tensor) -> None:
+    """Within rounding over two dozen layers, of the largest value; norms of small sums amplify it."""
+    share = 1e-4 if stock.dtype == torch.float32 else 1e-10
+    torch.testing.assert_close(ours, stock, rtol=0.0, atol=share * float(stock.abs().max()))
+
+
+@pytest.mark.parametrize("decoder_padding", ["zeros", "reflect"])
+@pytest.mark.parametrize("use_upsample_residual", [True, False])
+@pytest.mark.parametrize("limit", [2**31 - 1, 16 * 40 * 40 * 4])
+def test_exchanged_layers_give_what_diffusers_gives(
+    monkeypatch: pytest.MonkeyPatch, decoder_padding: str, use_upsample_residual: bool, limit: int
+) -> None:
+    monkeypatch.setattr(ltx2_layout, "MAX_CONV_ELEMENTS", limit)
+    settings = {
+        "decoder_padding": decoder_padding,
+        "use_upsample_residual": use_upsample_residual,
+        **LAYERS,
+    }
+    stock, ours = small_ltx2(**settings), small_ltx2(use_channels_last=True, **settings)
+    assert ours.fingerprint() == stock.fingerprint()
+    assert_close(ours.encode(clip()).detach(), stock.encode(clip()).detach())
+    stock, ours, video = stock.double(), ours.double(), clip(batch=2).double()
+    with torch.no_grad():
+        latents = stock.encode(video)
+        assert_close(ours.encode(video), latents)
+        assert_close(ours.decode_unclamped(latents), stock.decode_unclamped(latents))
+        assert_close(
+            ours.vae.decode(latents, causal=True).sample, stock.vae.decode(latents, causal=True).sample
+        )
+
+
+def test_exchanged_layers_have_the_same_gradients() -> None:
+    models = [
+        small_ltx2(decoder_padding="reflect", use_channels_last=last, **LAYERS) for last in (False, True)
+    ]
+    for model in models:
+        model(clip(frames=9))[1].square().mean().backward()
+    stock, ours = ({name: value.grad for name, value in model.named_parameters()} for model in models)
+    for name, gradient in stock.items():
+        assert gradient is not None
+        assert_close(ours[name], gradient)
+
+
+def test_weights_go_into_exchanged_layers_and_out_of_them(tmp_path) -> None:
+    stock = small_ltx2(**LAYERS)
+    stock.vae.save_pretrained(tmp_path / "vae")
+    ours = small_ltx2(use_channels_last=True, weights=str(tmp_path), **LAYERS)
+    assert list(ours.state_dict()) == list(stock.state_dict())
+    assert ours.fingerprint() == stock.fingerprint()
+    kernels = [value for value in ours.parameters() if value.ndim == 5]
+    assert all(value.is_contiguous(memory_format=CHANNELS_LAST) for value in kernels)
+    ours.reset_parameters()
+    assert ours.fingerprint() != stock.fingerprint()
+
+
+def test_channels_stay_last_between_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU a convolution itself gives the usual layout; cuDNN's keeps that of its kernel."""
+    convolve, copied = torch.nn.functional.conv3d, []
+
+    def like_cudnn(x: torch.Tensor, *args: object, **settings: object) -> torch.Tensor:
+        copied.append(not x.is_contiguous(memory_format=CHANNELS_LAST))
+        return convolve(x, *args, **settings).contiguous(memory_format=CHANNELS_LAST)
+
+    monkeypatch.setattr(ltx2_layout.F, "conv3d", like_cudnn)
+    model = small_ltx2(decoder_padding="reflect", use_channels_last=True, **LAYERS)
+    with torch.no_grad():
+        latents = model.encode(clip())
+        assert [position for position, is_copied in enumerate(copied) if is_copied] == [0]  # folded pixels
+        copied.clear()
+        model.decode(latents)
+    assert [position for position, is_copied in enumerate(copied) if is_copied] == [0]  # the latents
+
+
+def test_another_convolution_is_not_exchanged() -> None:
+    with pytest.raises(TypeError, match="none of the convolutions of LTX-2"):
+        ltx2_layout.PaddedConv(torch.nn.Conv3d(4, 4, 3, stride=2))
+
+
+def test_compiling_keeps_the_keys_and_lays_out_the_weights() -> None:
+    model = small_ltx2(use_channels_last=True, compile_mode="default")
+    stock = small_ltx2()
+    assert list(model.state_dict()) == list(stock.state_dict())
+    assert model.vae.encoder._compiled_call_impl is not None
+    assert type(model.vae.encoder.conv_in) is type(stock.vae.encoder.conv_in)
+    assert model.vae.encoder.conv_in.conv.weight.is_contiguous(memory_format=CHANNELS_LAST)
+
+
+@pytest.mark.slow
+def test_compiled_networks_give_what_diffusers_gives() -> None:
+    settings = {"decoder_padding": "reflect", **LAYERS}
+    stock = small_ltx2(**settings)
+    ours = small_ltx2(use_channels_last=True, compile_mode="default", **settings)
+    with torch.no_grad():
+        latents = stock.encode(clip())
+        assert_close(ours.encode(clip()), latents)
+        assert_close(ours.decode_unclamped(latents), stock.decode_unclamped(latents))
+
+
+@pytest.mark.parametrize("small", [small_ltx2, small_wan])
+def test_tiles_are_those_of_diffusers_and_part_of_the_fingerprint(small) -> None:
+    stock, tiled = small(), small(tile_px=64, tile_stride_px=32)
+    stock.vae.enable_tiling(64, 64, *([None] if small is small_ltx2 else []), 32, 32)
+    with torch.no_grad():
+        latents = tiled.encode(clip(frames=9))
+        assert torch.equal(latents, stock.encode(clip(frames=9)))
+        assert torch.equal(tiled.decode(latents), stock.decode(latents))
+        assert torch.equal(tiled.encode(clip(frames=9)[..., :64]), small().encode(clip(frames=9)[..., :64]))
+    assert tiled.fingerprint() != small().fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("tiles", "message"),
+    [
+        ({"tile_px": 64}, "give both, or neither"),
+        ({"tile_px": 64, "tile_stride_px": 64}, "a stride below the tile"),
+        ({"tile_px": 100, "tile_stride_px": 64}, "expected multiples of 32"),
+    ],
+)
+def test_tiles_that_cannot_be_blended_are_refused(tiles: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_ltx2(**tiles)
+
+
+def test_a_causal_decoder_is_another_generation(tmp_path) -> None:
+    from diffusers import AutoencoderKLLTX2Video
+
+    config = {**small_ltx2().vae.config, "decoder_causal": True}
+    AutoencoderKLLTX2Video.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="decoder_causal True, configured False"):
+        small_ltx2(weights=str(tmp_path))
