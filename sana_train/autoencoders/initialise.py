@@ -15,7 +15,9 @@ def variance_preserving_(conv: nn.Conv3d, block: int = 1) -> None:
     1707.02937): a decoder that starts so first learns to ignore its latents, for thousands of steps.
     """
     fan_in = conv.weight[0].numel()
-    kernels = torch.empty_like(conv.weight[::block]).normal_(std=fan_in**-0.5)
+    first = conv.weight[::block]
+    # In the usual layout: with channels last the same seed would give other numbers.
+    kernels = torch.empty(first.shape, dtype=first.dtype, device=first.device).normal_(std=fan_in**-0.5)
     conv.weight.copy_(kernels.repeat_interleave(block, dim=0))
     if conv.bias is not None:
         conv.bias.zero_()

@@ -7,6 +7,7 @@ import torch
 
 from sana_train.autoencoders import ltx2_layout
 from sana_train.autoencoders.layout import CHANNELS_LAST
+from tests.autoencoders.test_dc_ae_v import small as small_dcae_v
 from tests.autoencoders.test_diffusers_autoencoders import small_ltx2, small_wan
 
 LAYERS = {"encoder_layers": [1, 1, 0, 0, 1], "decoder_layers": [1, 1, 0, 1]}
@@ -70,6 +71,15 @@ def test_weights_go_into_exchanged_layers_and_out_of_them(tmp_path) -> None:
     assert all(value.is_contiguous(memory_format=CHANNELS_LAST) for value in kernels)
     ours.reset_parameters()
     assert ours.fingerprint() != stock.fingerprint()
+
+
+@pytest.mark.parametrize("build", [small_ltx2, small_dcae_v])
+def test_a_seed_gives_the_same_weights_in_either_layout(build) -> None:
+    models = [build(use_channels_last=last) for last in (False, True)]
+    for model in models:
+        torch.manual_seed(3)
+        model.reset_parameters()
+    assert models[0].fingerprint() == models[1].fingerprint()
 
 
 def test_channels_stay_last_between_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,10 @@ DOCUMENTS = sorted(
     [
         *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "THIRD_PARTY.md")),
         *(ROOT / "docs").glob("*.md"),
-        *(ROOT / name / "README.md" for name in ("data", "experiments", "experiments/tiny_parts")),
+        *(
+            ROOT / name / "README.md"
+            for name in ("data", "experiments", "experiments/real_size", "experiments/tiny_parts")
+        ),
     ]
 )
 NEEDS_EXAMPLE = "needs-example"

@@ -52,8 +52,8 @@ def check(words: list[str]) -> None:
             ]
             check_overrides(parser().parse_intermixed_args(rest).overrides)
             GlobalHydra.instance().clear()
-        case ["python", script] if script.startswith("experiments/"):
-            compile((ROOT / script).read_text(), script, "exec")
+        case ["python", script, *rest] if script.startswith("experiments/"):
+            check_experiment(script, rest)
         case ["python", "-m", "pytest", *rest]:
             assert all(word.startswith("-") or (ROOT / word).exists() for word in rest)
         case ["python3", "-m", "venv", ".venv"]:
@@ -90,6 +90,15 @@ def check_vae_table(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         vae_table.main([*arguments, "--dry-run"])
     assert ended.value.code == 0, ended.value.code
+
+
+def check_experiment(script: str, arguments: list[str]) -> None:
+    """The script parses; one that takes arguments knows the options that are given."""
+    text = (ROOT / script).read_text()
+    compile(text, script, "exec")
+    options = [word for word in arguments if word.startswith("--")]
+    assert [option for option in options if f'"{option}"' not in text] == []
+    assert not arguments or "ArgumentParser" in text
 
 
 def check_script(script: str) -> None:
@@ -140,6 +149,7 @@ def test_python_blocks_parse(documents) -> None:
         "python train.py training.lrr=1",
         "python -m sana_train.cli.vae_table out --autoencoder ltx3",
         "bash no/such.sh",
+        "python experiments/real_size/dit.py write out --file x.pth",
         "hf download no/such",
     ],
 )

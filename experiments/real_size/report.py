@@ -1,0 +1,131 @@
+"""The parts of this record that are there, as one JSON and one page of tables.
+
+    python experiments/real_size/report.py OUT
+
+Reads OUT/parts/*.json; writes OUT/results.json and OUT/results.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sana_train.utils.files import publish_file, write_json
+
+Part = dict[str, Any]
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return [f"| {' | '.join(line)} |" for line in lines] + [""]
+
+
+def loading(written: Part, loaded: Part) -> list[str]:
+    report = loaded["load_report"]
+    kept, reshaped, changed = report["loaded"], report["reshaped"], loaded["changed_while_loading"]
+    host = {key: loaded["host_peak_gib"][key] for key in ("anonymous", "file")}
+    rows = [
+        ["tensors, values", f"{written['num_tensors']}, {written['num_values']:,}"],
+        ["file, GiB", number(written["file_gib"])],
+        ["parameters of the adapted network", f"{loaded['num_parameters']:,}"],
+        ["loaded, reshaped, wrong after loading", f"{len(kept)}, {len(reshaped)}, {len(changed)}"],
+        ["seconds, from the page cache", number(loaded["seconds"])],
+        ["network, GiB", number(loaded["network_gib"])],
+        ["device peak, GiB (networks)", _peak(loaded["device_peak_gib"], loaded["copies_on_device"])],
+        ["host peak of its own, GiB", number(host["anonymous"])],
+        ["... of which by loading", number(loaded["host_anonymous_added_gib"])],
+        ["host peak of mapped files, GiB", number(host["file"])],
+    ]
+    return ["## Loading the 480p file into 128 channels", "", *table(["what", "measured"], rows)]
+
+
+def _peak(gib: float | None, copies: float | None) -> str:
+    return "-" if gib is None else f"{gib:.2f} ({copies:.3f})"
+
+
+def steps(parts: Sequence[Part]) -> list[str]:
+    head = ["pass", "weights", "compiled", "ms", "range", "tokens/s", "MFU", "allocated GiB", "reserved GiB"]
+    rows = []
+    for row in (row for part in parts for row in part["rows"]):
+        names = [row["pass"], row["weights"], "yes" if row["compiled"] else "no"]
+        if "error" in row:
+            rows.append([*names, row["error"], *["-"] * 5])
+            continue
+        mfu = "-" if row["mfu"] is None else f"{row['mfu']:.1%}"
+        low, high = row["ms_range"]
+        speed = [number(row["ms"], 1), f"{low:.1f} to {high:.1f}", number(row["tokens_per_s"], 0), mfu]
+        memory = [number(row.get(key)) for key in ("allocated_gib", "reserved_gib")]
+        rows.append([*names, *speed, *memory])
+    first = parts[0]
+    size = " x ".join(map(str, first["grid"]))
+    text = [
+        f"{size} latents, {first['num_tokens']:,} tokens, {first['num_context']} text tokens, batch 1.",
+        f"Activation checkpointing: {first['activation_checkpointing']}.",
+    ]
+    return ["## The DiT", "", *text, "", *table(head, rows)]
+
+
+def ways(name: str, part: Part) -> list[str]:
+    head = [
+        "way",
+        "encode s",
+        "of first",
+        "decode s",
+        "of first",
+        "peak GiB",
+        "reserved GiB",
+        "error enc, dec",
+    ]
+    rows = []
+    for row in part["rows"]:
+        encode, decode, error = row["encode"], row["decode"], row["error"]
+        peaks = [
+            max((each[key] for each in (encode, decode) if key in each), default=None)
+            for key in ("allocated_gib", "reserved_gib")
+        ]
+        times = [number(each[key], 3) for each in (encode, decode) for key in ("s", "of_first")]
+        errors = f"{error['encode']:.1e}, {error['decode']:.1e}"
+        rows.append([row["way"], *times, *map(number, peaks), errors])
+    wanted = part["wanted_s"]
+    goal = ""
+    if wanted is not None:
+        seconds = zip(("encode", "decode"), wanted, strict=True)
+        goal = "; wanted: " + ", ".join(f"{what} <= {s} s" for what, s in seconds if s is not None)
+    text = f"{part['clip']}, {part['dtype']}, {part['rounds']} rounds in turns{goal}."
+    return [f"## {part['autoencoder']}: {name}", "", text, "", *table(head, rows)]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path)
+    out = parser.parse_args(arguments).out
+    parts: dict[str, Part] = {
+        path.stem: json.loads(path.read_text()) for path in sorted((out / "parts").glob("*.json"))
+    }
+    lines = ["# True size", ""]
+    devices = sorted({str(part["environment"]["device"]) for part in parts.values()})
+    lines += [f"On {', '.join(devices) or 'nothing yet'}.", ""]
+    if {"write", "load"} <= parts.keys():
+        lines += loading(parts["write"], parts["load"])
+    timed = [parts[name] for name in ("step", "step_compiled") if name in parts]
+    if timed:
+        lines += steps(timed)
+    for name, part in parts.items():
+        if "autoencoder" in part:
+            lines += ways(name, part)
+    write_json(out / "results.json", parts)
+    with publish_file(out / "results.md") as scratch:
+        scratch.write_text("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# How this record was made: the DiT on the first GPU, the autoencoders on the second if there is one.
+#
+#   bash experiments/real_size/run.sh OUT SCRATCH [SIZE]
+#
+#   OUT      results.md, results.json, vae_table/; one file per finished part, so the same call goes on
+#   SCRATCH  where the file of 4 GB is written
+#   SIZE     2b (default), or tiny: the same code in a minute, on a CPU too
+#
+# Every part has a time limit, and a part that fails stops no other; logs lie in OUT/logs.
+set -uo pipefail
+
+out=$(realpath -m "$1") scratch=$(realpath -m "$2") size=${3:-2b}
+python=${PYTHON:-python3}
+cd "$(dirname "$0")/../.." || exit 1
+here=experiments/real_size
+mkdir -p "$out/parts" "$out/logs" "$scratch"
+num_gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
+
+part() { # NAME SECONDS COMMAND...
+  local name=$1 limit=$2 start=$SECONDS
+  shift 2
+  [[ ! -f $out/parts/$name.json ]] || return 0
+  timeout "$limit" "$python" "$@" >"$out/logs/$name.log" 2>&1
+  if [[ -f $out/parts/$name.json ]]; then
+    echo "$name: $((SECONDS - start)) s"
+  else
+    echo "$name is not done after $((SECONDS - start)) s:" && tail -n 3 "$out/logs/$name.log"
+  fi
+}
+
+dit() { # PART SECONDS
+  part "$1" "$2" "$here/dit.py" "$1" "$out/parts" --checkpoint "$scratch/sana_video_480p.pth" --size "$size"
+}
+
+ways() { # PART SECONDS ROUNDS KIND WAY... [--clip SIZE]
+  local name=$1 limit=$2 rounds=$3
+  shift 3
+  part "$name" "$limit" "$here/variants.py" "$out/parts/$name.json" "$@" --size "$size" --rounds "$rounds"
+}
+
+vae_table() {
+  local start=$SECONDS what=(--manifest data/manifests/panda70m_vae.yaml --rounds 2)
+  what+=(--autoencoder wan_2b weights=null --autoencoder dcae_v_2b weights=null)
+  what+=(--autoencoder ltx2_2b weights=null)
+  [[ $size == 2b ]] || what=(--size 64x64x9 --rounds 1 --autoencoder ltx2_tiny weights=null)
+  [[ ! -f $out/vae_table/table.json ]] || return 0
+  timeout 240 "$python" -m sana_train.cli.vae_table "$out/vae_table" "${what[@]}" >"$out/logs/vae_table.log" 2>&1
+  echo "vae_table: $((SECONDS - start)) s, exit status $? (1: a bar was missed, or no table)"
+}
+
+first_lane() {
+  dit write 120
+  dit load 90
+  dit step 120
+  [[ $size == 2b ]] && dit step_compiled 180
+}
+
+second_lane() {
+  vae_table
+  ways ltx2 90 5 ltx2 stock channels_last
+  if [[ $size == 2b ]]; then
+    ways ltx2_compiled 300 5 ltx2 stock compiled compiled_channels_last
+    ways dcae_v 180 1 dcae_v channels_first channels_last
+    ways ltx2_2k 90 2 ltx2 stock channels_last --clip 1408x2560x81
+  fi
+}
+
+if ((num_gpus > 1)); then
+  CUDA_VISIBLE_DEVICES=0 first_lane &
+  CUDA_VISIBLE_DEVICES=1 second_lane
+  wait
+else
+  first_lane
+  second_lane
+fi
+"$python" "$here/report.py" "$out"
