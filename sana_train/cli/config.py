@@ -92,7 +92,8 @@ class ConvergenceConfig:
     num_strips: int  # clips shown in strips and samples
     batch_size: int
     generator: Node  # sampler, steps, shift and guidance of every sample
-    reference: str | None  # record of a DiT trained natively in the target space
+    # A DiT trained natively in the target space: its levels (.npz), or its weights, measured once.
+    reference: str | None
     stop_on_collapse: bool
 
     def __post_init__(self) -> None:

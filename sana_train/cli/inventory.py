@@ -36,6 +36,7 @@ _READ = {  # by the configuration's section
         "tokenizer/*",
     ),
     "source": _DIT,
+    "convergence": _DIT,  # a reference that is a DiT; levels are a file of their own
 }
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".npz")
 _BLOCK_BYTES = 2**24

@@ -19,6 +19,7 @@ from sana_train.cli.fit import pick_precision
 from sana_train.cli.instantiate import instantiate
 from sana_train.cli.loggers import log_files
 from sana_train.cli.parts import Parts
+from sana_train.cli.reference import reference_levels
 from sana_train.evaluation.convergence.collapse import CollapseFlag
 from sana_train.evaluation.convergence.evaluator import ConvergenceEvaluator
 from sana_train.evaluation.convergence.heldout import HeldOut, evaluation_mode
@@ -146,7 +147,8 @@ class Study:
 
     def _levels(self, train: ClipSource) -> Levels:
         """The lines to read curves against; the linear denoiser is fitted where the reference brings none."""
-        reference = None if self.cfg.reference is None else Path(self.cfg.reference)
+        precision = str(self.autocast_dtype or torch.float32)
+        reference = reference_levels(self.parts, self.evaluator, self._measure, precision, self._say)
         levels = self.evaluator.levels(None, reference)
         if "heldout/loss_high" in levels.zero:
             return levels
@@ -213,8 +215,14 @@ class Study:
 
     def measure(self) -> PerClip:
         """Every metric of the model as it is now, per held-out clip."""
-        with self._precision(), evaluation_mode(self.parts.model):
-            return self.evaluator.measure(self.parts.model)  # type: ignore[arg-type]
+        return self._measure(self.parts.model)
+
+    def _measure(self, model: Any) -> PerClip:
+        with self._precision(), evaluation_mode(model):
+            return self.evaluator.measure(model)
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     def draw(self) -> dict[str, Path]:
         """All pictures that a run ends with, by name."""

@@ -53,8 +53,11 @@ def resolve_weights(config: RunConfig) -> tuple[RunConfig, list[Wanted]]:
     if source is not None:
         checkpoint = paths.get(source.checkpoint, source.checkpoint)
         source = replace(source, autoencoder=_with_paths(source.autoencoder, paths), checkpoint=checkpoint)
+    convergence = config.convergence
+    if convergence is not None and convergence.reference is not None:
+        convergence = replace(convergence, reference=paths[convergence.reference])
     nodes = {name: _with_paths(getattr(config, name), paths) for name in _SECTIONS if getattr(config, name)}
-    return replace(config, source=source, **nodes), missing
+    return replace(config, source=source, convergence=convergence, **nodes), missing
 
 
 def wanted_weights(config: RunConfig) -> list[Wanted]:

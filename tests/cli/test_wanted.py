@@ -75,7 +75,8 @@ def test_the_public_start_wants_public_weights(tmp_path: Path, monkeypatch: pyte
 
 
 def test_found_paths_replace_names(tmp_path: Path) -> None:
-    config = load(compose_config(["scale=2b", f"paths.models={tmp_path}"]))
+    native = "convergence.reference=organisation/native"
+    config = load(compose_config(["scale=2b", f"paths.models={tmp_path}", native]))
     for wanted in wanted_weights(config):
         write(tmp_path / wanted.value / "config.json")
     found = require_weights(config)
@@ -84,6 +85,8 @@ def test_found_paths_replace_names(tmp_path: Path) -> None:
     assert found.autoencoder["weights"] == str(tmp_path / "Lightricks/LTX-2")
     assert found.text is not None
     assert found.text["weights"] == str(tmp_path / "Efficient-Large-Model/gemma-2-2b-it")
+    assert found.convergence is not None
+    assert found.convergence.reference == str(tmp_path / "organisation/native")
     assert found.source.checkpoint.startswith(str(tmp_path))
     assert found.source.autoencoder["weights"].startswith(str(tmp_path))
 
