@@ -33,7 +33,7 @@ dit() { # PART SECONDS
   part "$1" "$2" "$here/dit.py" "$1" "$out/parts" --checkpoint "$scratch/sana_video_480p.pth" --size "$size"
 }
 
-ways() { # PART SECONDS ROUNDS KIND WAY... [--clip SIZE]
+ways() { # PART SECONDS ROUNDS KIND WAY... [--clip SIZE] [--benchmark]
   local name=$1 limit=$2 rounds=$3
   shift 3
   part "$name" "$limit" "$here/variants.py" "$out/parts/$name.json" "$@" --size "$size" --rounds "$rounds"
@@ -61,6 +61,7 @@ second_lane() {
   ways ltx2 90 5 ltx2 stock channels_last
   if [[ $size == 2b ]]; then
     ways ltx2_compiled 300 5 ltx2 stock compiled compiled_channels_last
+    ways ltx2_benchmark 120 5 ltx2 stock channels_last --benchmark
     ways dcae_v 180 1 dcae_v channels_first channels_last
     ways ltx2_2k 90 2 ltx2 stock channels_last --clip 1408x2560x81
   fi

@@ -122,15 +122,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", choices=tuple(CLIPS), default="2b")
     parser.add_argument("--clip", help="height x width x frames")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--benchmark", action="store_true", help="let cuDNN try its algorithms and keep the best"
+    )
     given = parser.parse_args(arguments)
     unknown = sorted(set(given.ways) - WAYS[given.kind].keys())
     if unknown:
         parser.error(f"{given.kind} has no way {', '.join(unknown)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cudnn.benchmark = given.benchmark
     clip = given.clip or CLIPS[given.size]
     record = compare(given.kind, given.ways, given.size, clip, given.rounds, device)
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(given.out, {"size": given.size, **record, "environment": environment(device)})
+    facts = {"size": given.size, "cudnn_benchmark": given.benchmark, "environment": environment(device)}
+    write_json(given.out, {**record, **facts})
 
 
 if __name__ == "__main__":

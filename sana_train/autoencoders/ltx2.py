@@ -133,7 +133,7 @@ class LTX2VideoAutoencoder(VideoAutoencoder):
     def encode(self, video: Tensor) -> Tensor:
         """(B, 3, 1 + k * st, H, W) in [-1, 1] -> raw latents (B, C, 1 + k, H/sh, W/sw), the mode."""
         self.check_clip(video)
-        return self.vae.encode(video, return_dict=False)[0].mode()
+        return self.vae.encode(video, return_dict=False)[0].mode().contiguous()  # in one layout, whatever ran
 
     def decode_unclamped(self, latents: Tensor) -> Tensor:
         """Raw latents (B, C, T, H, W) -> (B, 3, 1 + (T - 1) * st, sh * H, sw * W)."""

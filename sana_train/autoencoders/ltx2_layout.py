@@ -1,8 +1,9 @@
 """diffusers' LTX-2 autoencoder with channels last in memory: its layers, exchanged for equal ones.
 
-diffusers pads time by concatenating repeated frames, space by a second copy, and norms in four steps; each
-of them falls back to channels first, and every convolution turns its input and output around. The layers
-here pad in one copy, norm in one step and keep the layout. State-dict keys stay as they are.
+diffusers pads time by concatenating repeated frames, space by a second copy, and norms in four steps that
+each write the tensor; paddings fall back to channels first, and a convolution turns its input and output
+around. The layers here pad in one copy, norm in two readings and keep the layout. State-dict keys stay as
+they are.
 
 Legend: B batch, C channels, F frames, H/W rows/columns.
 """
@@ -84,7 +85,9 @@ class ChannelNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.movedim(1, -1), (x.shape[1],), eps=self.eps).movedim(-1, 1)
+        at_least = torch.promote_types(x.dtype, torch.float32)
+        length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=at_least)  # summed up in fp32
+        return x * torch.rsqrt(length.square() / x.shape[1] + self.eps).to(x.dtype)
 
 
 class Down(nn.Module):
