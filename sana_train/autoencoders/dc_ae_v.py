@@ -27,7 +27,7 @@ from sana_train.autoencoders.dcae_layers import (
     unfold,
 )
 from sana_train.autoencoders.layout import CHANNELS_LAST, channels_last_
-from sana_train.autoencoders.weights import load_weights
+from sana_train.autoencoders.weights import load_weights, without_values
 from sana_train.types import LatentSpec
 
 
@@ -135,8 +135,11 @@ class DCAEV(VideoAutoencoder):
         self.latent_scale = latent_scale
         self.use_streaming = use_streaming
         self.layout = CHANNELS_LAST if use_channels_last else torch.contiguous_format
-        self.encoder = Encoder(latent_channels, list(widths), list(encoder_depths), stride_t)
-        self.decoder = Decoder(latent_channels, list(widths), list(decoder_depths), stride_t)
+        with without_values(weights is not None):
+            self.encoder = Encoder(latent_channels, list(widths), list(encoder_depths), stride_t)
+            self.decoder = Decoder(latent_channels, list(widths), list(decoder_depths), stride_t)
+        if weights is not None:
+            self.to_empty(device=torch.get_default_device())
         self.register_buffer("latents_mean", torch.zeros(latent_channels))
         self.register_buffer("latents_std", torch.full((latent_channels,), 1.0 / latent_scale))
         if use_channels_last:

@@ -17,7 +17,7 @@ from sana_train.autoencoders.diffusers_io import load_diffusers, reset_tree, use
 from sana_train.autoencoders.initialise import variance_preserving_
 from sana_train.autoencoders.layout import channels_last_
 from sana_train.autoencoders.ltx2_layout import exchange_layers_
-from sana_train.autoencoders.weights import load_weights
+from sana_train.autoencoders.weights import load_weights, without_values
 from sana_train.types import LatentSpec
 
 # (time, space) of one resampling block, by diffusers' names.
@@ -94,30 +94,32 @@ class LTX2VideoAutoencoder(VideoAutoencoder):
             "decoder_padding": decoder_padding,
         }
         num_up = len(upsample)
-        self.vae: Any = AutoencoderKLLTX2Video(
-            latent_channels=latent_channels,
-            block_out_channels=tuple(encoder_widths),
-            down_block_types=("LTX2VideoDownBlock3D",) * len(downsample),
-            layers_per_block=tuple(encoder_layers),
-            spatio_temporal_scaling=(True,) * len(downsample),
-            downsample_type=tuple(downsample),
-            decoder_block_out_channels=tuple(decoder_widths),
-            decoder_layers_per_block=tuple(decoder_layers),
-            decoder_spatio_temporal_scaling=(True,) * num_up,
-            decoder_inject_noise=(False,) * (num_up + 1),
-            upsample_type=tuple(upsample),
-            upsample_residual=(use_upsample_residual,) * num_up,
-            upsample_factor=tuple(upsample_factors),
-            patch_size=patch_px,
-            encoder_causal=True,
-            decoder_causal=False,
-            decoder_spatial_padding_mode=decoder_padding,
-            spatial_compression_ratio=stride_px,  # diffusers derives wrong ones
-            temporal_compression_ratio=stride_t,
-        )
+        is_own = weights is not None and (Path(weights) / "spec.json").is_file()
+        with without_values(weights is not None and not is_own):  # diffusers builds another to load into
+            self.vae: Any = AutoencoderKLLTX2Video(
+                latent_channels=latent_channels,
+                block_out_channels=tuple(encoder_widths),
+                down_block_types=("LTX2VideoDownBlock3D",) * len(downsample),
+                layers_per_block=tuple(encoder_layers),
+                spatio_temporal_scaling=(True,) * len(downsample),
+                downsample_type=tuple(downsample),
+                decoder_block_out_channels=tuple(decoder_widths),
+                decoder_layers_per_block=tuple(decoder_layers),
+                decoder_spatio_temporal_scaling=(True,) * num_up,
+                decoder_inject_noise=(False,) * (num_up + 1),
+                upsample_type=tuple(upsample),
+                upsample_residual=(use_upsample_residual,) * num_up,
+                upsample_factor=tuple(upsample_factors),
+                patch_size=patch_px,
+                encoder_causal=True,
+                decoder_causal=False,
+                decoder_spatial_padding_mode=decoder_padding,
+                spatial_compression_ratio=stride_px,  # diffusers derives wrong ones
+                temporal_compression_ratio=stride_t,
+            )
         if weights is None:
             self.reset_parameters()
-        elif (Path(weights) / "spec.json").is_file():
+        elif is_own:
             load_weights(self, weights)
         else:
             self.vae = load_diffusers(self.vae, weights, "give a diffusers folder or a hub id")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sana_train.autoencoders.base import VideoAutoencoder
 from sana_train.autoencoders.diffusers_io import load_diffusers, reset_tree, use_tiles
-from sana_train.autoencoders.weights import load_weights
+from sana_train.autoencoders.weights import load_weights, without_values
 from sana_train.types import LatentSpec
 
 
@@ -60,14 +60,16 @@ class WanAutoencoder(VideoAutoencoder):
             raise ValueError(f"Wan's 8x8x4 grid takes 4 width_factors, got {stages}")
         statistics = {"latents_mean": latents_mean, "latents_std": latents_std}
         given: dict[str, Any] = {name: list(value) for name, value in statistics.items() if value is not None}
-        self.vae: Any = AutoencoderKLWan(
-            base_dim=base_width,
-            z_dim=latent_channels,
-            dim_mult=list(width_factors),
-            num_res_blocks=num_res_blocks,
-            temperal_downsample=[False, True, True],  # spelt so in the published configs
-            **given,
-        )
+        is_own = weights is not None and (Path(weights) / "spec.json").is_file()
+        with without_values(weights is not None and not is_own):  # diffusers builds another to load into
+            self.vae: Any = AutoencoderKLWan(
+                base_dim=base_width,
+                z_dim=latent_channels,
+                dim_mult=list(width_factors),
+                num_res_blocks=num_res_blocks,
+                temperal_downsample=[False, True, True],  # spelt so in the published configs
+                **given,
+            )
         config = self.vae.config
         if len(config.latents_mean) != latent_channels or len(config.latents_std) != latent_channels:
             raise ValueError(
@@ -77,7 +79,7 @@ class WanAutoencoder(VideoAutoencoder):
         self.spec = LatentSpec(latent_channels, 4, 8, 8, "causal")
         self.register_buffer("latents_mean", torch.tensor(config.latents_mean))
         self.register_buffer("latents_std", torch.tensor(config.latents_std))
-        if weights is not None and (Path(weights) / "spec.json").is_file():
+        if weights is not None and is_own:
             load_weights(self, weights)
         elif weights is not None:
             self.vae = load_diffusers(self.vae, weights, "give a diffusers folder or a hub id")

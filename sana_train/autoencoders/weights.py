@@ -7,6 +7,10 @@ fingerprint, so that a folder of other weights is refused instead of decoding to
 from __future__ import annotations
 
 import json
+import pickle
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +107,13 @@ def read_space(directory: Path) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def without_values(is_to_be_loaded: bool) -> Iterator[None]:
+    """Modules built inside are on meta if their values come from a file: no time and no memory for others."""
+    with torch.device("meta") if is_to_be_loaded else nullcontext():
+        yield
+
+
 def load_strict(model: VideoAutoencoder, tensors: dict[str, Tensor], source: Path) -> None:
     """Copy ``tensors`` in; missing, unexpected and misshapen keys are a ``ValueError`` that names them."""
     ours = {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -130,8 +141,23 @@ def _load_published(model: VideoAutoencoder, path: Path) -> None:
     """A published container: the first EMA state dict if there is one, else the model's. No statistics."""
     if not path.is_file():
         raise missing_weights(class_path(model), path, "download the published .pt file there")
-    container = torch.load(path, map_location="cpu", weights_only=True)
+    try:  # mapped, so that of its tensors there is one at a time in memory
+        container = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        what = re.search(r"GLOBAL ([\w.]+)", str(error))
+        raise ValueError(
+            f"{path} holds pickled Python objects{f' ({what[1]})' if what else ''} besides tensors, which "
+            "would run code of whoever wrote the file; give one that holds tensors alone"
+        ) from error
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is damaged or incomplete ({reason}); fetch it again") from error
     averages = container.get("ema_model_state_dict")
+    if not averages and "model_state_dict" not in container:
+        raise ValueError(
+            f"{path} holds neither 'ema_model_state_dict' nor 'model_state_dict', but "
+            f"{sorted(container)[:8]}; give the published file of the autoencoder"
+        )
     tensors = next(iter(averages.values())) if averages else container["model_state_dict"]
     state = model.state_dict()
     load_strict(model, {**{name: state[name] for name in STATISTICS}, **tensors}, path)

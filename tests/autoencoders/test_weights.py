@@ -132,3 +132,38 @@ def test_published_containers_load(tmp_path, with_average: bool) -> None:
     loaded = small(latent_scale=0.5, weights=str(tmp_path / "dc.pt"))
     assert loaded.fingerprint() == source.fingerprint()
     assert torch.equal(loaded.latents_std, torch.full((4,), 2.0))  # 1 / scale: the file has no statistics
+
+
+def test_what_is_loaded_is_not_made_at_random_before(tmp_path) -> None:
+    torch.save({"model_state_dict": published_state()}, tmp_path / "dc.pt")
+    before = torch.get_rng_state()
+    loaded = small(weights=str(tmp_path / "dc.pt"))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not any(value.is_meta for value in loaded.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda file: torch.save({"model_state_dict": Dangerous()}, file),
+            "pickled Python objects .*Dangerous",
+        ),
+        (lambda file: file.write_bytes(file.read_bytes()[:-5000]), "damaged or incomplete"),
+        (lambda file: torch.save({"weights": published_state()}, file), r"neither .* but \['weights'\]"),
+    ],
+)
+def test_a_published_file_that_cannot_be_read_says_why(tmp_path, change, message: str) -> None:
+    file = tmp_path / "dc.pt"
+    torch.save({"model_state_dict": published_state()}, file)
+    change(file)
+    with pytest.raises(ValueError, match=f"{file} (?s:.)*{message}"):
+        small(weights=str(file))
+
+
+class Dangerous:
+    """Stands for code in a pickle."""
+
+
+def published_state() -> dict[str, torch.Tensor]:
+    return {name: value for name, value in small().state_dict().items() if not name.startswith("latents_")}
