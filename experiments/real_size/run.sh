@@ -58,12 +58,12 @@ first_lane() {
 
 second_lane() {
   vae_table
-  ways ltx2 90 5 ltx2 stock channels_last
+  ways ltx2 120 5 ltx2 stock channels_last fused_norms
   if [[ $size == 2b ]]; then
     ways ltx2_compiled 300 5 ltx2 stock compiled compiled_channels_last
-    ways ltx2_benchmark 120 5 ltx2 stock channels_last --benchmark
+    ways ltx2_benchmark 120 5 ltx2 stock channels_last fused_norms --benchmark
     ways dcae_v 180 1 dcae_v channels_first channels_last
-    ways ltx2_2k 90 2 ltx2 stock channels_last --clip 1408x2560x81
+    ways ltx2_2k 90 2 ltx2 stock channels_last fused_norms --clip 1408x2560x81
   fi
 }
 

@@ -1,6 +1,6 @@
 """One autoencoder run in several ways, in turns: seconds, memory, and what each does to the result.
 
-    python experiments/real_size/variants.py OUT/NAME.json ltx2 stock channels_last [--clip 704x1280x81]
+    python experiments/real_size/variants.py OUT/NAME.json ltx2 stock channels_last fused_norms [--clip ...]
     python experiments/real_size/variants.py OUT/NAME.json dcae_v channels_first channels_last
 
 All ways have the same random weights. The first named is what the others are divided by; errors are against
@@ -31,6 +31,7 @@ WAYS = {
     "ltx2": {
         "stock": ["use_channels_last=false"],
         "channels_last": ["use_channels_last=true"],
+        "fused_norms": ["use_channels_last=true", "use_fused_norms=true"],
         "compiled": ["use_channels_last=false", "compile_mode=default"],
         "compiled_channels_last": ["use_channels_last=true", "compile_mode=default"],
     },

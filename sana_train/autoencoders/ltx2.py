@@ -46,6 +46,7 @@ class LTX2VideoAutoencoder(VideoAutoencoder):
         decoder_padding: spatial padding of the decoder.
         use_channels_last: compute with channels last in memory, in layers of this project beside which
             diffusers' need more copies; results differ by rounding.
+        use_fused_norms: with channels last, norm, SiLU and padding are one kernel on a GPU.
         compile_mode: ``torch.compile`` mode of encoder and decoder, once for every size, or ``none``;
             with it diffusers' own layers run, and ``use_channels_last`` lays out the weights alone.
         tile_px: larger clips are coded in tiles of so many pixels, overlapping and blended; None codes
@@ -69,6 +70,7 @@ class LTX2VideoAutoencoder(VideoAutoencoder):
         patch_px: int = 4,
         decoder_padding: Literal["zeros", "reflect"] = "reflect",
         use_channels_last: bool = False,
+        use_fused_norms: bool = False,
         compile_mode: CompileMode = "none",
         tile_px: int | None = None,
         tile_stride_px: int | None = None,
@@ -124,8 +126,13 @@ class LTX2VideoAutoencoder(VideoAutoencoder):
         else:
             self.vae = load_diffusers(self.vae, weights, "give a diffusers folder or a hub id")
         self.settings = {**self.settings, **use_tiles(self.vae, stride_px, tile_px, tile_stride_px)}
+        if use_fused_norms and (not use_channels_last or compile_mode != "none"):
+            raise ValueError(
+                f"use_fused_norms=true with use_channels_last={use_channels_last} and "
+                f"compile_mode={compile_mode}: it needs use_channels_last=true and compile_mode=none"
+            )
         if use_channels_last and compile_mode == "none":
-            exchange_layers_(self.vae)
+            exchange_layers_(self.vae, use_fused_norms)
         elif use_channels_last:
             channels_last_(self.vae)
         if compile_mode != "none":

@@ -10,6 +10,8 @@ Legend: B batch, C channels, F frames, H/W rows/columns.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,24 +36,36 @@ class PaddedConv(nn.Module):
             raise TypeError(f"{conv} is none of the convolutions of LTX-2; use_channels_last=false runs it")
         self.conv = conv
 
+    @property
+    def border(self) -> int:
+        """Rows and columns that have to be reflected on each side; zeros the convolution adds itself."""
+        return int(self.conv.padding_mode == "reflect")
+
     def forward(self, hidden_states: Tensor, causal: bool = True) -> Tensor:
         """(B, C, F, H, W) -> (B, C', F, H, W); causal: both repeated frames are put in front."""
-        is_reflecting = self.conv.padding_mode == "reflect"
-        pad = reflected if is_reflecting else repeated
-        padded = pad(hidden_states, (2, 0) if causal else (1, 1))
-        space = 0 if is_reflecting else 1
+        pad = reflected if self.border else repeated
+        return self.convolve(pad(hidden_states, outer_frames(causal)))
+
+    def convolve(self, padded: Tensor) -> Tensor:
+        """(B, C, F + 2, H + 2 border, W + 2 border) -> (B, C', F, H, W)."""
+        batch, channels, num_frames, height, width = padded.shape
+        space = 1 - self.border
 
         def convolve(run: Tensor) -> Tensor:
             return F.conv3d(run, self.conv.weight, self.conv.bias, padding=(0, space, space))
 
-        batch, channels, _, height, width = padded.shape
         return convolve_by_runs(
             lambda clips, start, stop: padded[clips, :, start : stop + 2],
             convolve,
-            (batch, hidden_states.shape[2]),
+            (batch, num_frames - 2),
             max(channels, self.conv.out_channels) * height * width,
             MAX_CONV_ELEMENTS,
         )
+
+
+def outer_frames(is_causal: bool) -> tuple[int, int]:
+    """How often the first and the last frame are repeated for a kernel of three."""
+    return (2, 0) if is_causal else (1, 1)
 
 
 def repeated(x: Tensor, frames: tuple[int, int]) -> Tensor:
@@ -88,6 +102,37 @@ class ChannelNorm(nn.Module):
         at_least = torch.promote_types(x.dtype, torch.float32)
         length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=at_least)  # summed up in fp32
         return x * torch.rsqrt(length.square() / x.shape[1] + self.eps).to(x.dtype)
+
+
+class FusedResnet(nn.Module):
+    """Twice norm, SiLU and convolution, added to the input; what comes before a convolution is one kernel.
+
+    On a CPU, and where gradients are wanted, the steps run one by one.
+
+    Args:
+        resnet: diffusers' block of equal widths, its layers exchanged.
+    """
+
+    def __init__(self, resnet: Any) -> None:
+        super().__init__()
+        self.norm1: ChannelNorm = resnet.norm1
+        self.norm2: ChannelNorm = resnet.norm2
+        self.conv1: PaddedConv = resnet.conv1
+        self.conv2: PaddedConv = resnet.conv2
+
+    def forward(
+        self, inputs: Tensor, temb: None = None, generator: None = None, causal: bool = True
+    ) -> Tensor:
+        """(B, C, F, H, W) -> the same shape; diffusers' other arguments are of other generations."""
+        x = inputs
+        for norm, conv in ((self.norm1, self.conv1), (self.norm2, self.conv2)):
+            if x.is_cuda and not torch.is_grad_enabled():
+                from sana_train.autoencoders.norm_kernel import norm_silu_pad  # needs Triton
+
+                x = conv.convolve(norm_silu_pad(x, norm.eps, outer_frames(causal), conv.border))
+            else:
+                x = conv(F.silu(norm(x)), causal)
+        return x + inputs
 
 
 class Down(nn.Module):
@@ -133,24 +178,30 @@ class Up(nn.Module):
         return x[:, :, time - 1 :]
 
 
-def exchange_layers_(vae: nn.Module) -> None:
+def exchange_layers_(vae: nn.Module, use_fused_norms: bool = False) -> None:
     """Put the layers above in the place of diffusers', with the same weights laid channels last.
+
+    Args:
+        vae: diffusers' autoencoder or a part of it.
+        use_fused_norms: whether residual blocks are exchanged too.
 
     Raises:
         TypeError: a convolution that LTX-2 does not have.
     """
     channels_last_(vae)
     for name, child in vae.named_children():
-        exchange_layers_(child)
-        replacement = _equal_layer(child)
+        exchange_layers_(child, use_fused_norms)
+        replacement = _equal_layer(child, use_fused_norms)
         if replacement is not None:
             setattr(vae, name, replacement.train(child.training))
 
 
-def _equal_layer(layer: nn.Module) -> nn.Module | None:
+def _equal_layer(layer: nn.Module, use_fused_norms: bool) -> nn.Module | None:
     """None for what stays; the parts of ``layer`` are exchanged already."""
     from diffusers.models.autoencoders import autoencoder_kl_ltx2 as ltx2  # an import of seconds
 
+    if use_fused_norms and isinstance(layer, ltx2.LTX2VideoResnetBlock3d) and _is_plain(layer):
+        return FusedResnet(layer)
     if isinstance(layer, ltx2.PerChannelRMSNorm):
         return ChannelNorm(layer.eps)
     if isinstance(layer, ltx2.LTX2VideoCausalConv3d):
@@ -162,3 +213,10 @@ def _equal_layer(layer: nn.Module) -> nn.Module | None:
     if isinstance(layer, ltx2.LTX2VideoUpsampler3d):
         return Up(layer.conv, layer.stride, layer.residual)  # type: ignore[arg-type]
     return None
+
+
+def _is_plain(resnet: Any) -> bool:
+    """Equal widths, no time, no noise, no dropout: every residual block of LTX-2.0."""
+    additions = ("norm3", "conv_shortcut", "per_channel_scale1", "per_channel_scale2", "scale_shift_table")
+    is_silu = isinstance(resnet.nonlinearity, nn.SiLU)
+    return is_silu and resnet.dropout.p == 0.0 and all(getattr(resnet, name) is None for name in additions)

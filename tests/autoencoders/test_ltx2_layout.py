@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from sana_train.autoencoders import ltx2_layout
 from sana_train.autoencoders.layout import CHANNELS_LAST
+from sana_train.autoencoders.ltx2 import LTX2VideoAutoencoder
 from tests.autoencoders.test_dc_ae_v import small as small_dcae_v
 from tests.autoencoders.test_diffusers_autoencoders import small_ltx2, small_wan
 
@@ -27,8 +34,13 @@ def assert_close(ours: torch.Tensor, stock: torch.Tensor) -> None:
 @pytest.mark.parametrize("decoder_padding", ["zeros", "reflect"])
 @pytest.mark.parametrize("use_upsample_residual", [True, False])
 @pytest.mark.parametrize("limit", [2**31 - 1, 16 * 40 * 40 * 4])
+@pytest.mark.parametrize("use_fused_norms", [False, True])
 def test_exchanged_layers_give_what_diffusers_gives(
-    monkeypatch: pytest.MonkeyPatch, decoder_padding: str, use_upsample_residual: bool, limit: int
+    monkeypatch: pytest.MonkeyPatch,
+    decoder_padding: str,
+    use_upsample_residual: bool,
+    limit: int,
+    use_fused_norms: bool,
 ) -> None:
     monkeypatch.setattr(ltx2_layout, "MAX_CONV_ELEMENTS", limit)
     settings = {
@@ -36,7 +48,8 @@ def test_exchanged_layers_give_what_diffusers_gives(
         "use_upsample_residual": use_upsample_residual,
         **LAYERS,
     }
-    stock, ours = small_ltx2(**settings), small_ltx2(use_channels_last=True, **settings)
+    ways = {"use_channels_last": True, "use_fused_norms": use_fused_norms}
+    stock, ours = small_ltx2(**settings), small_ltx2(**ways, **settings)
     assert ours.fingerprint() == stock.fingerprint()
     assert_close(ours.encode(clip()).detach(), stock.encode(clip()).detach())
     stock, ours, video = stock.double(), ours.double(), clip(batch=2).double()
@@ -99,6 +112,79 @@ def test_channels_stay_last_between_convolutions(monkeypatch: pytest.MonkeyPatch
         copied.clear()
         model.decode(latents)
     assert [position for position, is_copied in enumerate(copied) if is_copied] == [0]  # the latents
+
+
+def test_every_residual_block_of_ltx20_is_fused() -> None:
+    with torch.device("meta"):
+        model = LTX2VideoAutoencoder(use_channels_last=True, use_fused_norms=True)
+    kinds = [type(module).__name__ for module in model.modules()]
+    assert kinds.count("FusedResnet") == 4 + 6 + 6 + 2 + 2 + 4 * 5
+    assert not [
+        kind for kind in kinds if kind.startswith(("LTX2VideoResnet", "LTX2VideoCausal", "PerChannel"))
+    ]
+    with pytest.raises(ValueError, match="needs use_channels_last=true and compile_mode=none"):
+        small_ltx2(use_fused_norms=True)
+
+
+def padded_in_steps(x: torch.Tensor, frames: tuple[int, int], border: int) -> torch.Tensor:
+    """What the kernel does, in fp32 and one by one."""
+    normed = ltx2_layout.ChannelNorm(1e-8)(x.float())
+    pad = ltx2_layout.reflected if border else ltx2_layout.repeated
+    return pad(torch.nn.functional.silu(normed), frames)
+
+
+INTERPRETED = """
+import torch
+from sana_train.autoencoders.norm_kernel import norm_silu_pad
+from tests.autoencoders.test_ltx2_layout import padded_in_steps
+
+for channels in (8, 12):
+    for frames in ((2, 0), (1, 1)):
+        for border in (0, 1):
+            x = torch.randn(2, channels, 3, 4, 5)
+            got = norm_silu_pad(x, 1e-8, frames, border)
+            torch.testing.assert_close(got, padded_in_steps(x, frames, border), rtol=1e-5, atol=1e-6)
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton; CPU builds lack it")
+def test_the_kernel_norms_and_pads_as_the_steps_do() -> None:
+    """In Triton's interpreter, which has to be chosen before Triton is imported."""
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, cwd=root, check=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("frames", [(2, 0), (1, 1)])
+@pytest.mark.parametrize("border", [0, 1])
+@pytest.mark.parametrize("channels", [96, 128, 2048])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kernel_on_a_gpu(frames: tuple[int, int], border: int, channels: int, dtype: torch.dtype) -> None:
+    from sana_train.autoencoders.norm_kernel import norm_silu_pad
+
+    x = torch.randn(2, channels, 5, 18, 22, device="cuda").to(dtype)
+    got = norm_silu_pad(x, 1e-8, frames, border)
+    assert got.is_contiguous(memory_format=CHANNELS_LAST)
+    rounding = 1e-5 if dtype == torch.float32 else 2**-7
+    expected = padded_in_steps(x, frames, border)
+    torch.testing.assert_close(got.float(), expected, rtol=rounding, atol=rounding * 0.1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("use_fused_norms", [False, True])
+@pytest.mark.parametrize("decoder_padding", ["zeros", "reflect"])
+def test_exchanged_layers_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, use_fused_norms: bool, decoder_padding: str
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    settings = {"decoder_padding": decoder_padding, **LAYERS}
+    stock = small_ltx2(**settings).cuda()
+    ours = small_ltx2(use_channels_last=True, use_fused_norms=use_fused_norms, **settings).cuda()
+    with torch.no_grad():
+        latents = stock.encode(clip().cuda())
+        assert_close(ours.encode(clip().cuda()), latents)
+        assert_close(ours.decode_unclamped(latents), stock.decode_unclamped(latents))
 
 
 def test_another_convolution_is_not_exchanged() -> None:
