@@ -79,19 +79,20 @@ def norm_silu_pad(x: Tensor, eps: float, frames: tuple[int, int], border: int) -
     num_positions = out.numel() // channels
     block = triton.next_power_of_2(channels)
     rows = max(1, _NUMBERS // block)
-    _kernel[(triton.cdiv(num_positions, rows),)](  # pyright: ignore[reportIndexIssue]
-        x,
-        out,
-        num_positions,
-        num_frames,
-        height,
-        width,
-        *sizes,
-        frames[0],
-        border,
-        channels,
-        eps,
-        ROWS=rows,
-        CHANNELS=block,
-    )
+    with torch.cuda.device_of(x):  # Triton launches on the current device
+        _kernel[(triton.cdiv(num_positions, rows),)](  # pyright: ignore[reportIndexIssue]
+            x,
+            out,
+            num_positions,
+            num_frames,
+            height,
+            width,
+            *sizes,
+            frames[0],
+            border,
+            channels,
+            eps,
+            ROWS=rows,
+            CHANNELS=block,
+        )
     return out
