@@ -17,7 +17,7 @@ set -uo pipefail
 runs=$(realpath -m "$1") weights=$(realpath -m "$2") out=$(realpath -m "$3")
 width=${4:-4} minutes=${5:-100000}
 read -ra arms <<<"${ARMS:-random scratch linear_probe}"
-read -ra lrs <<<"${LRS:-1e-4 3e-4 1e-3 3e-3 1e-2}"
+read -ra lrs <<<"${LRS:-1e-3 3e-3 1e-2 3e-2 1e-1}"
 read -ra seeds <<<"${SEEDS:-0 1 2}"
 sweep_steps=${SWEEP_STEPS:-1000} steps=${STEPS:-10000} sweep_seed=100
 python=${PYTHON:-python3}

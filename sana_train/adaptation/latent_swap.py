@@ -37,8 +37,7 @@ class LatentSwap:
         reinitialise: keys that start from the model's own initialisation. ``*`` loads nothing.
         zero: those of them that start at zero instead.
         drop: keys of the source for which the model has no place.
-        new_lr_scale: learning-rate factor of the re-initialised keys.
-        kept_lr_scale: learning-rate factor of all others.
+        kept_lr_scale: learning-rate factor of all keys that do not start afresh.
         kept_start_step: step from which all others train; before, only the re-initialised keys do.
     """
 
@@ -47,19 +46,17 @@ class LatentSwap:
         reinitialise: list[str],
         zero: list[str] | None = None,
         drop: list[str] | None = None,
-        new_lr_scale: float = 1.0,
         kept_lr_scale: float = 1.0,
         kept_start_step: int = 0,
     ) -> None:
-        if kept_start_step < 0 or new_lr_scale <= 0 or kept_lr_scale <= 0:
+        if kept_start_step < 0 or kept_lr_scale <= 0:
             raise ValueError(
-                f"kept_start_step={kept_start_step}, new_lr_scale={new_lr_scale}, "
-                f"kept_lr_scale={kept_lr_scale} given; expected a step >= 0 and factors > 0"
+                f"kept_start_step={kept_start_step}, kept_lr_scale={kept_lr_scale} given; "
+                "expected a step >= 0 and a factor > 0"
             )
         self.reinitialise = list(reinitialise)
         self.zero = list(zero or ())
         self.drop = list(drop or ())
-        self.new_lr_scale = new_lr_scale
         self.kept_lr_scale = kept_lr_scale
         self.kept_start_step = kept_start_step
 
@@ -107,7 +104,7 @@ class LatentSwap:
     def parameter_groups(self, model: Adaptable) -> list[dict[str, Any]]:
         """Optimiser groups ``new`` and ``kept``; a group without parameters is left out."""
         chosen = _matching(self.reinitialise, model.state_dict(), "reinitialise")
-        new: dict[str, Any] = {"name": "new", "lr_scale": self.new_lr_scale, "start_step": 0}
+        new: dict[str, Any] = {"name": "new", "lr_scale": 1.0, "start_step": 0}
         kept = {"name": "kept", "lr_scale": self.kept_lr_scale, "start_step": self.kept_start_step}
         named = list(model.named_parameters())
         new["params"] = [parameter for name, parameter in named if name in chosen]
