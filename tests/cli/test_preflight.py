@@ -75,7 +75,7 @@ def test_help_tells_what_there_is() -> None:
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for words in (
         "scale=2b  ",
-        "adaptation: linear_probe, random, scratch",
+        "adaptation: linear_probe, one_rate, random, scratch",
         "training.max_steps",
     ):
         assert words in text
