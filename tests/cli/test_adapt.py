@@ -231,7 +231,7 @@ def test_automatic_choices_follow_the_device(workplace: Any) -> None:
     config = workplace.config()
     parts = Parts(config, torch.device("cpu"))
     assert config.latents.mode == config.convergence.num_samples == "auto"
-    assert parts.num_samples(config.convergence) == 0
+    assert parts.num_samples(config.convergence) == 32
     assert isinstance(parts.encoded("target", parts.autoencoder)[0], ResidentClips)  # encoded once
     parts.device = torch.device("cuda")
     assert parts.num_samples(config.convergence) == 256
