@@ -117,7 +117,7 @@ class Task(Protocol):
         ...
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups: ``params``, and optionally ``lr_scale`` and ``start_step``."""
+        """Optimiser groups: ``params``, and optionally ``lr_scale``, ``start_step``, ``warmup_steps``."""
         ...
 
     def export(self, directory: Path, train: ClipSource, heldout: ClipSource, record: dict[str, Any]) -> Any:

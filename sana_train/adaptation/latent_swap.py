@@ -39,6 +39,7 @@ class LatentSwap:
         drop: keys of the source for which the model has no place.
         kept_lr_scale: learning-rate factor of all keys that do not start afresh.
         kept_start_step: step from which all others train; before, only the re-initialised keys do.
+        kept_warmup_steps: over how many steps from there their rate rises; None takes the run's own.
     """
 
     def __init__(
@@ -48,17 +49,19 @@ class LatentSwap:
         drop: list[str] | None = None,
         kept_lr_scale: float = 1.0,
         kept_start_step: int = 0,
+        kept_warmup_steps: int | None = None,
     ) -> None:
-        if kept_start_step < 0 or kept_lr_scale <= 0:
+        if kept_start_step < 0 or (kept_warmup_steps or 0) < 0 or kept_lr_scale <= 0:
             raise ValueError(
-                f"kept_start_step={kept_start_step}, kept_lr_scale={kept_lr_scale} given; "
-                "expected a step >= 0 and a factor > 0"
+                f"kept_start_step={kept_start_step}, kept_warmup_steps={kept_warmup_steps}, "
+                f"kept_lr_scale={kept_lr_scale} given; expected steps >= 0 and a factor > 0"
             )
         self.reinitialise = list(reinitialise)
         self.zero = list(zero or ())
         self.drop = list(drop or ())
         self.kept_lr_scale = kept_lr_scale
         self.kept_start_step = kept_start_step
+        self.kept_warmup_steps = kept_warmup_steps
 
     @property
     def needs_source(self) -> bool:
@@ -105,7 +108,12 @@ class LatentSwap:
         """Optimiser groups ``new`` and ``kept``; a group without parameters is left out."""
         chosen = _matching(self.reinitialise, model.state_dict(), "reinitialise")
         new: dict[str, Any] = {"name": "new", "lr_scale": 1.0, "start_step": 0}
-        kept = {"name": "kept", "lr_scale": self.kept_lr_scale, "start_step": self.kept_start_step}
+        kept = {
+            "name": "kept",
+            "lr_scale": self.kept_lr_scale,
+            "start_step": self.kept_start_step,
+            "warmup_steps": self.kept_warmup_steps,
+        }
         named = list(model.named_parameters())
         new["params"] = [parameter for name, parameter in named if name in chosen]
         kept["params"] = [parameter for name, parameter in named if name not in chosen]
