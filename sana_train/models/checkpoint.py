@@ -87,10 +87,7 @@ def write_diffusers(state: Mapping[str, Tensor], directory: Path) -> None:
     converted, side = keys.to_diffusers(state)
     for name, tensors in {DIFFUSERS_FILE: converted, SIDE_FILE: side}.items():
         with publish_file(directory / name) as scratch:
-            scratch.touch()
-            mode = scratch.stat().st_mode
             save_file({key: value.contiguous() for key, value in tensors.items()}, scratch)
-            scratch.chmod(mode)  # safetensors makes its files private; others shall read this one
 
 
 def write_nvlabs(state: Mapping[str, Tensor], file: Path) -> None:
