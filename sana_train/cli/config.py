@@ -164,6 +164,9 @@ SUPPLIED: dict[str, frozenset[str]] = {
     "data.heldout": frozenset({"device"}),
 }
 
+# Keys of text files whose content changes the result, wherever they lie.
+TEXT_FILE_KEYS = ("text.instruction",)
+
 # Keys a resumed run may change, with everything under them.
 FREE_KEYS = (
     "run_id",
