@@ -157,7 +157,8 @@ def _check(
     if NULL_CONTEXT in problems["missing from the source"]:
         lines.append(
             f"{NULL_CONTEXT}, the caption of dropped captions, is left out of diffusers' files; give the "
-            ".pth that they were made from, or put null_context.safetensors beside them"
+            ".pth that they were made from, put null_context.safetensors beside them, or let it start "
+            "afresh: with text=gemma2 as the encoding of the empty caption, which SANA-Video was trained with"
         )
     lines.append("declare what shall start afresh in adaptation.reinitialise,")
     lines.append("and what of the source shall be left out in adaptation.drop")

@@ -131,6 +131,15 @@ def test_a_caption_encoder_with_weights_is_used_and_not_trained(
     ] == []
 
 
+@pytest.mark.parametrize("arm", ["adaptation=scratch", "~adaptation"])
+def test_a_fresh_dit_has_gemmas_empty_caption(workplace: Any, tiny_gemma2: Path, arm: str) -> None:
+    sizes = ["text.max_tokens=64", "model.max_tokens=64", "model.caption_dim=16"]
+    config = workplace.config(arm, "text=gemma2", f"text.weights={tiny_gemma2}", *sizes)
+    parts = Parts(config, torch.device("cpu"))
+    expected, _ = parts.text_encoder.unconditional()  # type: ignore[attr-defined]
+    assert torch.equal(parts.model.get_buffer("null_context"), expected)
+
+
 def test_the_report_says_what_is_kept(workplace: Any) -> None:
     parts = Parts(workplace.config(), torch.device("cpu"))
     report = str(parts.load_report)
