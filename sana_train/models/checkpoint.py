@@ -110,10 +110,16 @@ def _weight_files(path: Path, weights: Weights) -> list[Path]:
     for name in names:
         if (path / name).is_file():
             return [path / name]
+    inside = sorted(str(file) for file in path.rglob("*.pth"))[:3]  # where NVlabs' repositories keep them
     raise ValueError(
         f"no DiT weights at {path.absolute()}: looked for a file of that name and, inside it, for "
-        f"{', '.join(names)} or an index of shards; point the config at a file or folder that has them, and "
-        "fetch a repository of the hub with `hf download <organisation>/<repository>`"
+        f"{', '.join(names)} or an index of shards; "
+        + (
+            f"deeper down there is {', '.join(inside)}: give that file"
+            if inside
+            else "point the config at a file or folder that has them, and fetch a repository of the hub with "
+            "`hf download <organisation>/<repository>`"
+        )
     )
 
 

@@ -165,6 +165,12 @@ def test_a_checkpoint_of_another_width_is_named(workplace: Any) -> None:
         _ = parts.load_report
 
 
+def test_a_start_that_fails_leaves_its_run_id_free(workplace: Any) -> None:
+    with pytest.raises(SystemExit, match="network of another size"):
+        workplace.train("run_id=again", "model.width=96")
+    assert not (workplace.root / "runs" / "again" / "identity.json").exists()
+
+
 def test_a_missing_section_says_which_and_how(workplace: Any) -> None:
     parts = Parts(workplace.config("~text"), torch.device("cpu"))
     with pytest.raises(ValueError, match=r"needs the section `text`.*choose one with text=<option>"):
