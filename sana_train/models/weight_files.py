@@ -36,13 +36,13 @@ def damage(file: Path) -> str:
     """
     size = file.stat().st_size
     reason = ""
-    if file.suffix == ".safetensors":
-        reason = _damage_of_safetensors(file, size)
-    elif file.suffix in (".pth", ".pt"):
-        with file.open("rb") as opened:
-            is_archive = opened.read(2) == b"PK"
-        if size == 0 or (is_archive and not zipfile.is_zipfile(file)):
-            reason = "the end is missing"
+    try:
+        if file.suffix == ".safetensors":
+            reason = _damage_of_safetensors(file, size)
+        elif file.suffix in (".pth", ".pt"):
+            reason = _damage_of_torch(file, size)
+    except OSError as error:
+        return f"{file} cannot be read ({error.strerror}); ask its owner to let you, or give a copy"
     return f"{file} is damaged or incomplete at {size:,} bytes ({reason}); fetch it again" if reason else ""
 
 
@@ -58,6 +58,12 @@ def _damage_of_safetensors(file: Path, size: int) -> str:
             return "the header cannot be read"
     expected = 8 + length + max(ends, default=0)
     return "" if size == expected else f"its header announces {expected:,}"
+
+
+def _damage_of_torch(file: Path, size: int) -> str:
+    with file.open("rb") as opened:
+        is_archive = opened.read(2) == b"PK"
+    return "the end is missing" if size == 0 or (is_archive and not zipfile.is_zipfile(file)) else ""
 
 
 def shards(index: Path) -> list[Path]:

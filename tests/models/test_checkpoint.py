@@ -170,6 +170,16 @@ def test_damage_shows_without_reading_the_numbers(make_dit, tmp_path):
     assert "the header cannot be read" in damage(file)
 
 
+def test_a_file_of_another_user_is_said_to_be_one(make_dit, tmp_path, monkeypatch):
+    write_nvlabs(make_dit().state_dict(), tmp_path / "sana.pth")
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert "sana.pth cannot be read (Permission denied); ask its owner" in damage(tmp_path / "sana.pth")
+
+
 def test_a_folder_around_an_nvlabs_file_names_it(make_dit, tmp_path):
     file = tmp_path / "repository" / "checkpoints" / "sana.pth"
     write_nvlabs(make_dit().state_dict(), file)
