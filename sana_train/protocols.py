@@ -77,6 +77,15 @@ class TextEncoder(Protocol):
 
 
 @runtime_checkable
+class ReadsEmptyCaptions(Protocol):
+    """A text encoder that makes something of no caption; its encoding starts a denoiser's null caption."""
+
+    def unconditional(self, prompt: str = "") -> tuple[Tensor, Tensor]:
+        """-> (S, D) float32 and mask (S,) bool, S = max_tokens, without what is put before captions."""
+        ...
+
+
+@runtime_checkable
 class ClipSource(Protocol):
     """Clips addressed by a global index; the same index is always the same clip."""
 
@@ -117,7 +126,7 @@ class Task(Protocol):
         ...
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups: ``params``, and optionally ``lr_scale`` and ``start_step``."""
+        """Optimiser groups: ``params``, and optionally ``lr_scale``, ``start_step``, ``warmup_steps``."""
         ...
 
     def export(self, directory: Path, train: ClipSource, heldout: ClipSource, record: dict[str, Any]) -> Any:

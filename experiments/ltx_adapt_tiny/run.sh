@@ -17,7 +17,7 @@ set -uo pipefail
 runs=$(realpath -m "$1") weights=$(realpath -m "$2") out=$(realpath -m "$3")
 width=${4:-4} minutes=${5:-100000}
 read -ra arms <<<"${ARMS:-random scratch linear_probe}"
-read -ra lrs <<<"${LRS:-1e-4 3e-4 1e-3 3e-3 1e-2}"
+read -ra lrs <<<"${LRS:-1e-3 3e-3 1e-2 3e-2 1e-1}"
 read -ra seeds <<<"${SEEDS:-0 1 2}"
 sweep_steps=${SWEEP_STEPS:-1000} steps=${STEPS:-10000} sweep_seed=100
 python=${PYTHON:-python3}
@@ -28,12 +28,13 @@ cd "$(dirname "$0")/../.." || exit 1
 is_done() { [[ -f $runs/$1/export/levels.npz ]]; } # the last file that a run writes
 
 train() { # ID STEPS OVERRIDE...
-  local id=$1 max_steps=$2 left=$((minutes * 60 - SECONDS))
+  local id=$1 max_steps=$2 left=$((minutes * 60 - SECONDS)) tenths
   shift 2
   is_done "$id" && return 0
   ((left > 120)) || return 1
+  tenths=$(((left - 40) / 6)) # of a minute, less what saving takes
   "$python" train.py experiment=record/adapt run_id="$id" training.max_steps="$max_steps" logger=csv \
-    trainer.max_minutes="$((left / 60 - 1)).0" trainer.log_every=100 training.checkpoint_every=5000 \
+    trainer.max_minutes="$((tenths / 10)).$((tenths % 10))" trainer.log_every=100 training.checkpoint_every=5000 \
     training.milestones=[] paths.runs="$runs" paths.weights="$weights" paths.data="$runs/data" \
     "$@" >>"$runs/$id.log" 2>&1
   is_done "$id" || { echo "$id is not done:" && tail -n 5 "$runs/$id.log" && return 1; }

@@ -37,9 +37,9 @@ class LatentSwap:
         reinitialise: keys that start from the model's own initialisation. ``*`` loads nothing.
         zero: those of them that start at zero instead.
         drop: keys of the source for which the model has no place.
-        new_lr_scale: learning-rate factor of the re-initialised keys.
-        kept_lr_scale: learning-rate factor of all others.
+        kept_lr_scale: learning-rate factor of all keys that do not start afresh.
         kept_start_step: step from which all others train; before, only the re-initialised keys do.
+        kept_warmup_steps: over how many steps from there their rate rises; None takes the run's own.
     """
 
     def __init__(
@@ -47,21 +47,21 @@ class LatentSwap:
         reinitialise: list[str],
         zero: list[str] | None = None,
         drop: list[str] | None = None,
-        new_lr_scale: float = 1.0,
         kept_lr_scale: float = 1.0,
         kept_start_step: int = 0,
+        kept_warmup_steps: int | None = None,
     ) -> None:
-        if kept_start_step < 0 or new_lr_scale <= 0 or kept_lr_scale <= 0:
+        if kept_start_step < 0 or (kept_warmup_steps or 0) < 0 or kept_lr_scale <= 0:
             raise ValueError(
-                f"kept_start_step={kept_start_step}, new_lr_scale={new_lr_scale}, "
-                f"kept_lr_scale={kept_lr_scale} given; expected a step >= 0 and factors > 0"
+                f"kept_start_step={kept_start_step}, kept_warmup_steps={kept_warmup_steps}, "
+                f"kept_lr_scale={kept_lr_scale} given; expected steps >= 0 and a factor > 0"
             )
         self.reinitialise = list(reinitialise)
         self.zero = list(zero or ())
         self.drop = list(drop or ())
-        self.new_lr_scale = new_lr_scale
         self.kept_lr_scale = kept_lr_scale
         self.kept_start_step = kept_start_step
+        self.kept_warmup_steps = kept_warmup_steps
 
     @property
     def needs_source(self) -> bool:
@@ -107,8 +107,13 @@ class LatentSwap:
     def parameter_groups(self, model: Adaptable) -> list[dict[str, Any]]:
         """Optimiser groups ``new`` and ``kept``; a group without parameters is left out."""
         chosen = _matching(self.reinitialise, model.state_dict(), "reinitialise")
-        new: dict[str, Any] = {"name": "new", "lr_scale": self.new_lr_scale, "start_step": 0}
-        kept = {"name": "kept", "lr_scale": self.kept_lr_scale, "start_step": self.kept_start_step}
+        new: dict[str, Any] = {"name": "new", "lr_scale": 1.0, "start_step": 0}
+        kept = {
+            "name": "kept",
+            "lr_scale": self.kept_lr_scale,
+            "start_step": self.kept_start_step,
+            "warmup_steps": self.kept_warmup_steps,
+        }
         named = list(model.named_parameters())
         new["params"] = [parameter for name, parameter in named if name in chosen]
         kept["params"] = [parameter for name, parameter in named if name not in chosen]
@@ -152,7 +157,8 @@ def _check(
     if NULL_CONTEXT in problems["missing from the source"]:
         lines.append(
             f"{NULL_CONTEXT}, the caption of dropped captions, is left out of diffusers' files; give the "
-            ".pth that they were made from, or put null_context.safetensors beside them"
+            ".pth that they were made from, put null_context.safetensors beside them, or let it start "
+            "afresh: with text=gemma2 as the encoding of the empty caption, which SANA-Video was trained with"
         )
     lines.append("declare what shall start afresh in adaptation.reinitialise,")
     lines.append("and what of the source shall be left out in adaptation.drop")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,17 +37,24 @@ def load_diffusers(reference: Model, weights: str, remedy: str) -> Model:
         subfolder = "vae"
     else:
         raise missing_weights(kind.__name__, folder / "config.json", remedy)
+    if folder.exists():
+        _check_config(reference, folder / (subfolder or "") / "config.json")
     try:
         loaded, report = kind.from_pretrained(
             weights, subfolder=subfolder, torch_dtype=torch.float32, output_loading_info=True
         )
-    except OSError as error:
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # a file cut short; tensors of another shape
+        if folder.exists():
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"the weights in {weights} are no {kind.__name__} as configured, or damaged ({reason}); "
+                "fetch the repository's own `vae` folder again"
+            ) from error
         raise missing_weights(kind.__name__, weights, f"and the hub gave none ({error}); {remedy}") from error
-    differing = _differences(reference, loaded)
-    if differing:
-        raise ValueError(
-            f"{weights} holds another architecture than the config builds: {'; '.join(differing)}"
-        )
+    _refuse(_differences(reference.config, loaded.config), weights)  # with the class's defaults
     found = [
         f"{len(report[what])} {what.replace('_', ' ')} (such as {report[what][0]})"
         for what in ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -60,6 +68,27 @@ def load_diffusers(reference: Model, weights: str, remedy: str) -> Model:
     return loaded
 
 
+def _check_config(reference: Any, file: Path) -> None:
+    """Told by ``config.json``, because diffusers fails in its own words on tensors of another shape.
+
+    Raises:
+        ValueError: another class, or another architecture.
+    """
+    theirs = json.loads(file.read_text())
+    name, ours = theirs.get("_class_name"), type(reference).__name__
+    if name not in (None, ours):
+        raise ValueError(f"{file} is of a {name}, the config builds a {ours}; give the weights of the latter")
+    _refuse(_differences(reference.config, theirs), file.parent)
+
+
+def _refuse(differing: list[str], weights: str | Path) -> None:
+    if differing:
+        raise ValueError(
+            f"{weights} holds another architecture than the config builds: {'; '.join(differing)}; another "
+            "generation of an autoencoder has another latent space, even where its geometry is the same"
+        )
+
+
 def _differences(ours: Any, theirs: Any) -> list[str]:
     """``key: theirs, configured ours`` for each config entry that both state and that differs."""
 
@@ -67,11 +96,9 @@ def _differences(ours: Any, theirs: Any) -> list[str]:
         return list(value) if isinstance(value, (list, tuple)) else value
 
     return [
-        f"{key} {plain(theirs.config[key])}, configured {plain(value)}"
-        for key, value in ours.config.items()
-        if not key.startswith("_")
-        and theirs.config.get(key) is not None
-        and plain(theirs.config[key]) != plain(value)
+        f"{key} {plain(theirs[key])}, configured {plain(value)}"
+        for key, value in ours.items()
+        if not key.startswith("_") and theirs.get(key) is not None and plain(theirs[key]) != plain(value)
     ]
 
 

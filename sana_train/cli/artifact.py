@@ -14,6 +14,7 @@ from torch import Tensor
 from sana_train.autoencoders.weights import read_space
 from sana_train.models.checkpoint import Weights, read_state
 from sana_train.protocols import Autoencoder
+from sana_train.training.checkpoint import list_checkpoints
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,12 @@ def _read_record(path: Path) -> dict[str, Any]:
             if any(key.startswith("model.") for key in record.get("config", {})):
                 return record
             raise ValueError(f"{path / name} is of no DiT: its configuration has no model")
+    inside = [path / "export", *reversed(list_checkpoints(path))]
+    found = [str(each) for each in inside if (each / "model.safetensors").is_file()]
     raise ValueError(
         f"{path} is neither a checkpoint nor an export of this project: those hold model.safetensors and a "
-        "run.json or record.json; give a directory such as <run>/checkpoints/step_0000500 or <run>/export"
+        "run.json or record.json; give "
+        + (" or ".join(found) or "a directory such as <run>/checkpoints/step_0000500 or <run>/export")
     )
 
 

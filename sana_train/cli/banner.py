@@ -34,6 +34,8 @@ def show(console: Console, config: RunConfig, run_id: str, run_dir: Path, device
 def _facts(config: RunConfig, run_dir: Path, device: torch.device) -> dict[str, str]:
     training = config.training
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    if device.type == "cpu" and config.scale != "tiny":
+        name += ": too slow and too small for published widths; torch sees no GPU, or trainer.accelerator=cpu"
     other = (
         "the whole method at small widths; scale=2b says what SANA-Video 2B wants"
         if config.scale == "tiny"
@@ -42,7 +44,8 @@ def _facts(config: RunConfig, run_dir: Path, device: torch.device) -> dict[str, 
     batch = f"{training.global_batch} clips per step"
     if training.micro_batch < training.global_batch:
         batch += f", {training.micro_batch} at a time"
-    if device.type == "cpu" and config.convergence is not None and config.name != "record/adapt":
+    is_small = config.scale == "tiny" and config.name != "record/adapt"
+    if device.type == "cpu" and config.convergence is not None and is_small:
         batch += f"; smaller than a GPU run's 256 ({_GPU_PRESET}), so recovery takes more steps here"
     return {
         "experiment": config.name,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import ChainMap
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -88,7 +88,7 @@ class Files:
 
     Attributes:
         config: with the paths that were found.
-        missing: dotted keys of weights that were not.
+        unusable: dotted keys of weights that were not, or are damaged -> what is wrong and what to do.
         twin: a diffusers pipeline said to hold the same weights; None to let diffusers compute with the
             files themselves.
         device: where autoencoder and text encoder run. The DiT runs on the CPU, in as much memory as
@@ -96,15 +96,13 @@ class Files:
     """
 
     config: RunConfig
-    missing: Collection[str]
+    unusable: Mapping[str, str]
     twin: Path | None
     device: torch.device
 
     def require(self, key: str) -> None:
-        if key in self.missing:
-            raise FileNotFoundError(
-                f"{key} is not on this machine; `python -m sana_train.cli.weights` says what is wanted"
-            )
+        if key in self.unusable:
+            raise ValueError(self.unusable[key])
 
 
 def all_rows(files: Files) -> list[Row]:
@@ -274,7 +272,10 @@ def text_pipeline(folder: Path, device: torch.device) -> Any:
 def _heldout(files: Files) -> ClipSource:
     node = files.config.data.heldout
     if resolve_target(node[TARGET]) is ShardClips and not any(Path(node["path"]).glob("*.tar")):
-        raise Skipped(f"no clips: no *.tar in data.heldout.path={node['path']}")
+        raise Skipped(
+            f"no *.tar in {Path(node['path']).absolute()}; give clips of your own in shards (docs/data.md): "
+            "data.heldout.path=/path/to/them"
+        )
     return Parts(files.config, files.device).clips("heldout")
 
 

@@ -86,7 +86,7 @@ class ConvergenceConfig:
     steps: list[int]  # the grid
     noise_levels: list[float]  # t of the held-out flow loss bands
     num_loss_clips: int
-    # Generated clips for the S90 numbers; 0 logs loss bands only. auto: 256 on a GPU, 0 on a CPU.
+    # Generated clips for the S90 numbers; 0 logs loss bands only. auto: 256 on a GPU, 32 on a CPU.
     num_samples: int | Literal["auto"]
     num_clean_estimates: int  # clips decoded from one step at high noise; 0: none
     num_strips: int  # clips shown in strips and samples
@@ -164,6 +164,9 @@ SUPPLIED: dict[str, frozenset[str]] = {
     "data.train": frozenset({"device"}),
     "data.heldout": frozenset({"device"}),
 }
+
+# Keys of text files whose content changes the result, wherever they lie.
+TEXT_FILE_KEYS = ("text.instruction",)
 
 # Keys a resumed run may change, with everything under them.
 FREE_KEYS = (

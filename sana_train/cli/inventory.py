@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from sana_train.cli.wanted import Wanted, find_weights, hub_cache, split_hub_name
-from sana_train.models.weight_files import shards
+from sana_train.cli.config import RunConfig
+from sana_train.cli.wanted import Wanted, find_weights, hub_cache, split_hub_name, wanted_weights
+from sana_train.models.weight_files import damage, shards
 
 # What is read of a repository that holds more; ``*`` reaches into folders.
 _DIT = (
@@ -77,7 +78,14 @@ def look_for(wanted: Wanted, models: Path) -> Item:
     if path is None:
         return Item(wanted, None, (), "not on this machine")
     files = _files(path, _read_of(wanted))
-    return Item(wanted, path, files, _problem(files))
+    return Item(wanted, path, files, _problem(path, files))
+
+
+def damaged(config: RunConfig) -> dict[str, str]:
+    """Key -> what is wrong with its files, of what was found; costs the reading of their headers."""
+    models = Path(config.paths.models)
+    items = (look_for(wanted, models) for wanted in wanted_weights(config))
+    return {item.wanted.key: problem for item in items if (problem := _damage(item.files))}
 
 
 def patterns_to_fetch(wanted: Wanted) -> list[str]:
@@ -131,12 +139,18 @@ def _files(path: Path, patterns: tuple[str, ...]) -> tuple[Path, ...]:
     return tuple(file for file in every if file.parent == path)  # the part's own folder was given
 
 
-def _problem(files: tuple[Path, ...]) -> str:
-    if not any(file.suffix in _WEIGHTS for file in files):
-        return "there, but without the weights that are read of it"
+def _problem(path: Path, files: tuple[Path, ...]) -> str:
+    if any(file.suffix in _WEIGHTS for file in files):
+        return _damage(files)
+    inside = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.suffix in _WEIGHTS)
+    names = f"; if it is one of these, give the file: {', '.join(inside[:3])}" if inside else ""
+    return f"there, but without the weights that are read of it{names}"
+
+
+def _damage(files: tuple[Path, ...]) -> str:
     for index in (file for file in files if file.name.endswith(".safetensors.index.json")):
         try:
             shards(index)
         except ValueError as error:
             return str(error)
-    return ""
+    return next((found for file in files if (found := damage(file))), "")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sana_train.adaptation.load_report import LoadReport
+from sana_train.adaptation.null_caption import EmptyCaptionStart
 from sana_train.cli.artifact import check_heads, describe_space
 from sana_train.cli.config import ConvergenceConfig, RunConfig
 from sana_train.cli.instantiate import instantiate
@@ -29,10 +30,10 @@ from sana_train.data.pixels import ResidentPixels
 from sana_train.models.checkpoint import build_empty, load_dit, read_state
 from sana_train.models.flops import training_flops
 from sana_train.models.sana_video import SanaVideoDiT
-from sana_train.protocols import Autoencoder, ClipSource, Reader, Task, TextEncoder
+from sana_train.protocols import Autoencoder, ClipSource, Reader, ReadsEmptyCaptions, Task, TextEncoder
 from sana_train.types import VideoShape
 
-_NUM_SAMPLES = 256  # enough for intervals of a few points
+_NUM_SAMPLES = {"cuda": 256, "cpu": 32}  # intervals of a few points; on a CPU, what seconds allow
 _RESIDENT_BYTES = 2**31  # a smaller cache of latents is kept in memory, a larger one is read as it is needed
 
 
@@ -129,13 +130,19 @@ class Parts:
     def _adapted(self) -> tuple[nn.Module, LoadReport | None]:
         # Memory without values, filled here and nowhere else: 2B are in memory once.
         model: Any = build_empty(lambda: instantiate(self._section("model")), self.device)
+        start = EmptyCaptionStart(model, self._empty_caption)
         seed = self.cfg.training.seed
         if self.cfg.adaptation is None:
             for key, value in model.state_dict().items():
-                value.copy_(model.fresh_state([key], seed)[key])
+                value.copy_(start.fresh_state([key], seed)[key])
             return model, None
         source = self.source_state if self.adaptation.needs_source else None
-        return model, self.adaptation.apply(model, source, seed)
+        return model, self.adaptation.apply(start, source, seed)
+
+    def _empty_caption(self) -> Tensor | None:
+        """(S, D) of no caption at all; None where the text encoder has no such thing, or there is none."""
+        encoder = None if self.cfg.text is None else self.text_encoder
+        return encoder.unconditional()[0] if isinstance(encoder, ReadsEmptyCaptions) else None
 
     @cached_property
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -156,10 +163,10 @@ class Parts:
         return {"load_report": report, "autoencoders": fingerprints, "latent_space": space}
 
     def num_samples(self, convergence: ConvergenceConfig) -> int:
-        """Generated clips per evaluation; a CPU is too slow to judge samples unless told to."""
+        """Generated clips per evaluation."""
         if convergence.num_samples != "auto":
             return convergence.num_samples
-        return _NUM_SAMPLES if self.device.type == "cuda" else 0
+        return _NUM_SAMPLES[self.device.type]
 
     # Clips -------------------------------------------------------------------------------------
 

@@ -19,9 +19,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sana_train.cli.config import RunConfig
 from sana_train.cli.load import CONF_DIR, compose_config, load, resolve
 from sana_train.cli.run_id import require_same_run, run_id
-from sana_train.cli.schema import ConfigError, nearest_key, valid_keys
+from sana_train.cli.schema import TARGET, ConfigError, nearest_key, valid_keys
+from sana_train.cli.targets import resolve_target
 from sana_train.cli.wanted import MissingWeightsError, require_weights
 
 # As near to the process's start as this package gets: what `trainer.max_minutes` counts from.
@@ -48,13 +50,35 @@ def preflight(config_name: str, arguments: Sequence[str]) -> list[str]:
     try:
         arguments = leave_out_parts(arguments, config_name)
         cfg = check_overrides(arguments, config_name)
-        require_weights(load(cfg))
+        config = require_weights(load(cfg))
+        require_files(config)
         require_same_run(Path(cfg.paths.runs) / run_id(cfg), cfg)
     except (ConfigError, MissingWeightsError) as error:
         sys.exit(f"{error}\nNothing was started; `python {sys.argv[0]} --help` tells what there is to set.")
     finally:
         GlobalHydra.instance().clear()
     return arguments
+
+
+def require_files(config: RunConfig) -> None:
+    """Notice what would end the run only after gigabytes of weights had been read.
+
+    Raises:
+        ConfigError: weight files that are cut short, folders of clips without a shard.
+    """
+    from sana_train.cli.inventory import damaged  # with torch, which a look at --help does without
+    from sana_train.data.shards import ShardClips
+
+    problems = [f"{key}: {problem}" for key, problem in damaged(config).items()]
+    for split in ("train", "heldout"):
+        node = getattr(config.data, split)
+        if resolve_target(node[TARGET]) is ShardClips and not any(Path(node["path"]).glob("*.tar")):
+            problems.append(
+                f"data.{split}.path: no *.tar in {Path(node['path']).absolute()}; give a folder of captioned "
+                f"clips in WebDataset shards (docs/data.md): data.{split}.path=/path/to/it"
+            )
+    if problems:
+        raise ConfigError(problems)
 
 
 def leave_out_parts(arguments: Sequence[str], config_name: str = "train") -> list[str]:

@@ -10,10 +10,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sana_train.cli.config import FREE_KEYS
+from sana_train.cli.config import FREE_KEYS, TEXT_FILE_KEYS
 from sana_train.cli.load import resolve
 from sana_train.cli.schema import ConfigError
-from sana_train.utils.files import write_json
+from sana_train.text.instruction import read_instruction
+from sana_train.utils.files import sha256_bytes, write_json
 
 IDENTITY_FILE = "identity.json"
 
@@ -30,8 +31,26 @@ def portable(cfg: DictConfig) -> dict[str, Any]:
 
 
 def identity(cfg: DictConfig) -> dict[str, Any]:
-    """The part of ``portable`` that changes the result."""
-    return {key: value for key, value in portable(cfg).items() if not _is_free(key)}
+    """The part of ``portable`` that changes the result; of text files what they say, not where they lie.
+
+    Raises:
+        ConfigError: a text file that is not there or says nothing.
+    """
+    values = {key: value for key, value in portable(cfg).items() if not _is_free(key)}
+    for key in TEXT_FILE_KEYS:
+        file = OmegaConf.select(cfg, key)
+        if file is not None:
+            values[key] = _digest_of_text(key, file)
+    return values
+
+
+def _digest_of_text(key: str, file: str) -> str:
+    """The text as the language model reads it, so a file's own notes are no part of a run's identity."""
+    try:
+        text = read_instruction(file)
+    except (OSError, ValueError) as error:
+        raise ConfigError([f"{key}: {error}"]) from error
+    return f"text with sha256 {sha256_bytes(text.encode())[:16]}"
 
 
 def run_id(cfg: DictConfig) -> str:

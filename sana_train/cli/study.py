@@ -75,6 +75,8 @@ class Study:
         self.autocast_dtype = torch.bfloat16 if is_half else None
         num_samples = parts.num_samples(cfg.convergence)
         self.heldout = self._gather(heldout, max(cfg.convergence.num_loss_clips, num_samples))
+        if cfg.convergence.num_samples == "auto":
+            num_samples = min(num_samples, len(self.heldout))
         self.generator = instantiate(cfg.convergence.generator)
         self.evaluator = ConvergenceEvaluator(
             self.heldout,
@@ -241,6 +243,8 @@ class Study:
         """Keep ``measured`` of the exported weights as a reference for other runs; print the verdict."""
         replace(self.levels, reference=measured).save(self.run_dir / "export" / "levels.npz")
         line = verdict(self._history()[0], self.levels)
+        if self.evaluator.num_samples:
+            line += f" [{self.evaluator.num_samples} samples]"
         self.console.print(line, style="bold", highlight=False, soft_wrap=True)
 
     @torch.no_grad()

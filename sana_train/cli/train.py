@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from sana_train.cli.load import load
 from sana_train.cli.loggers import build_loggers, log_files
 from sana_train.cli.parts import Parts
 from sana_train.cli.process import EXIT_PREEMPTED, exit_when_preempted, readable_errors
-from sana_train.cli.run_id import check_same_run, portable, run_id
+from sana_train.cli.run_id import check_same_run, portable, require_same_run, run_id
 from sana_train.cli.study import Study
 from sana_train.cli.wanted import require_weights
 from sana_train.evaluation.convergence.levels import means
@@ -41,15 +42,26 @@ def main(cfg: DictConfig) -> None:
         torch.set_float32_matmul_precision("high")
         banner.show(console, config, name, run_dir, device)
         config = require_weights(config)
-        check_same_run(run_dir, cfg)
+        require_same_run(run_dir, cfg)
         facts = {"run_id": name, "config": portable(cfg)}
-        run(config, facts, run_dir, device, console)
+        run(config, facts, run_dir, device, console, lambda: check_same_run(run_dir, cfg))
 
 
 def run(
-    config: RunConfig, facts: dict[str, Any], run_dir: Path, device: torch.device, console: Console
+    config: RunConfig,
+    facts: dict[str, Any],
+    run_dir: Path,
+    device: torch.device,
+    console: Console,
+    claim: Callable[[], None],
 ) -> None:
-    """Everything after the checks; ``facts`` go into every record of the run."""
+    """Everything after the checks.
+
+    Args:
+        facts: go into every record of the run.
+        claim: takes the run's directory for this configuration. Called when everything is built, so
+            that a file which cannot be read leaves the run id free for the corrected command.
+    """
     torch.compiler.reset()  # a sweep runs many jobs in one process, and compiled code is kept by source line
     parts = Parts(config, device)
     task = parts.task()
@@ -65,6 +77,7 @@ def run(
     study = None
     if config.convergence is not None:
         study = Study(config, parts, train, heldout, run_dir, console, loggers)
+    claim()
     completed = fit([*(study.callbacks if study else []), throughput], loggers)
     if not fit.is_over(completed):
         console.print(f"stopped at step {completed}; the same command goes on from there")

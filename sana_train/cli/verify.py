@@ -31,6 +31,7 @@ from rich.table import Table
 
 from sana_train.cli.checks import Files, Row, all_rows
 from sana_train.cli.fit import pick_device
+from sana_train.cli.inventory import damaged
 from sana_train.cli.load import load
 from sana_train.cli.preflight import check_overrides, leave_out_parts
 from sana_train.cli.process import readable_errors
@@ -53,10 +54,12 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     given = parser().parse_intermixed_args(arguments)  # overrides may follow options
     with readable_errors():
+        if given.json is not None:  # before the minutes that the rows take
+            given.json.parent.mkdir(parents=True, exist_ok=True)
         rows = verify(given.overrides, given.diffusers)
+        show(rows, Console(width=_WIDTH))
         if given.json is not None:
             write_json(given.json, {"overrides": given.overrides, "rows": [_plain(row) for row in rows]})
-    show(rows, Console(width=_WIDTH))
     if any(row.state == "red" for row in rows):
         sys.exit(1)
 
@@ -75,7 +78,12 @@ def verify(overrides: Sequence[str], diffusers: str | None) -> list[Row]:
             f"--diffusers {diffusers} is not on this machine; `hf download {diffusers}` fetches it"
         )
     device = pick_device(config.trainer.accelerator)
-    return all_rows(Files(config, {wanted.key for wanted in missing}, twin, device))
+    unusable = damaged(config) | {
+        wanted.key: f"{wanted.key}={wanted.value} is not on this machine; `python -m sana_train.cli.weights` "
+        "with the same overrides says where it was looked for, and with --fetch gets it"
+        for wanted in missing
+    }
+    return all_rows(Files(config, unusable, twin, device))
 
 
 def _plain(row: Row) -> dict[str, Any]:
@@ -85,14 +93,14 @@ def _plain(row: Row) -> dict[str, Any]:
 
 
 def show(rows: Sequence[Row], console: Console) -> None:
-    """The table, and what is wrong below it in full."""
+    """The table, and below it in full what kept a row from having a number."""
     table = Table("", "check", "number", "bound", "note", box=None, pad_edge=False)
     for row in rows:
         number = "" if row.number is None else f"{row.number:.3g}"
-        note = row.note if row.number is not None or row.state == "skipped" else "see below"
+        note = "see below" if row.number is None else row.note
         table.add_row(f"[{_STYLES[row.state]}]{row.state}[/]", row.check, number, row.bound, note)
     console.print(table)
-    for problem in dict.fromkeys(row.note for row in rows if row.state == "red" and row.number is None):
+    for problem in dict.fromkeys(row.note for row in rows if row.number is None):
         names = ", ".join(row.check for row in rows if row.note == problem)
         console.print(f"\n{names}: {problem}", markup=False, highlight=False, soft_wrap=True)
 

@@ -133,7 +133,7 @@ def _draw_scores(axes: Axes, history: History, levels: Levels) -> None:
 
 def record_figure(path: Path, record: Record, title: str = "") -> None:
     """Every arm's curves with the spread of its seeds, S90 marks with intervals, and the S90 table."""
-    headlines = SAMPLE_HEADLINES if record.has_samples else ("loss_high", "loss_low")
+    headlines = record.headlines
     rows = s90_rows(record)
     with new_figure(10.0, 6.6 + 0.26 * len(rows), path) as figure:
         grid = figure.add_gridspec(3, len(headlines), height_ratios=[2.7, 2.7, 0.3 * len(rows)])
@@ -179,7 +179,10 @@ def _draw_metric(axes: Axes, record: Record, headline: str) -> None:
 
 def _draw_recovery(axes: Axes, record: Record, headline: str) -> None:
     axes.axhline(THRESHOLD, color=MUTED, linewidth=0.8)
-    for arm in record.arms:
+    is_judged = record.is_judged(headline)
+    if not is_judged:
+        axes.text(0.5, 0.5, "not judged", transform=axes.transAxes, ha="center", color=MUTED)
+    for arm in record.arms if is_judged else []:
         colour = arm_colour(arm, record.arms)
         steps, recovery = record.recovery(record.select(arm), headline)
         _draw_spread(axes, steps, recovery, colour)

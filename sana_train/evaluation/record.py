@@ -23,6 +23,7 @@ from sana_train.evaluation.convergence.s90 import (
     HEADLINES,
     HIGHER_IS_BETTER,
     S90,
+    SAMPLE_HEADLINES,
     Array,
     Curve,
     recovery_curves,
@@ -104,6 +105,21 @@ class Record:
     @property
     def has_samples(self) -> bool:
         return measured_samples([run for run in self.runs if not run.is_sweep])
+
+    @property
+    def headlines(self) -> tuple[str, ...]:
+        """What the record can be asked for: groups of samples, or loss bands where it has none."""
+        return SAMPLE_HEADLINES if self.has_samples else ("loss_high", "loss_low")
+
+    def is_judged(self, headline: str) -> bool:
+        """Whether every full run was measured in all of the headline's metrics, and so were both levels."""
+        runs = [run for run in self.runs if not run.is_sweep]
+        return all(
+            metric in self.levels.reference
+            and (metric in self._random_start or metric in self.levels.zero)
+            and all(run.values(metric) is not None for run in runs)
+            for metric in HEADLINES[headline]
+        )
 
     @property
     def last_step(self) -> int:

@@ -100,7 +100,8 @@ def gate_table(record: Record) -> str:
 
 def has_gate(record: Record) -> bool:
     """Whether the record holds what the gate is read off."""
-    return record.has_samples and set(_ARMS) <= set(record.arms)
+    has_samples = record.has_samples and record.is_judged("semantic") and record.is_judged("texture")
+    return has_samples and set(_ARMS) <= set(record.arms)
 
 
 def _ratio(slow: S90, fast: S90, last_step: int, wanted: float) -> Ratio:

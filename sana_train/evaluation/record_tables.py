@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sana_train.evaluation.convergence.s90 import SAMPLE_HEADLINES, s90
+from sana_train.evaluation.convergence.s90 import s90
 from sana_train.evaluation.record import Record, measured_samples
 
 TITLES = {
@@ -98,12 +98,14 @@ def is_tuned(record: Record, arm: str) -> bool:
 
 def s90_rows(record: Record) -> list[list[str]]:
     """S90 per arm, the head first: median over seeds [95 % bootstrap over seeds and clips]."""
-    headlines = SAMPLE_HEADLINES if record.has_samples else ("loss_high", "loss_low")
-    rows = [["arm", "lr", "seeds", *(TITLES[name] for name in headlines)]]
+    rows = [["arm", "lr", "seeds", *(TITLES[name] for name in record.headlines)]]
     for arm in record.arms:
         runs = record.select(arm)
         lrs = "/".join(f"{lr:g}" for lr in sorted({run.lr for run in runs}))
-        cells = [record.s90(arm, name).text(record.last_step) for name in headlines]
+        cells = [
+            record.s90(arm, name).text(record.last_step) if record.is_judged(name) else "not judged"
+            for name in record.headlines
+        ]
         rows.append([arm, lrs, str(len(runs)), *cells])
     return rows
 

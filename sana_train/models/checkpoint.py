@@ -87,10 +87,7 @@ def write_diffusers(state: Mapping[str, Tensor], directory: Path) -> None:
     converted, side = keys.to_diffusers(state)
     for name, tensors in {DIFFUSERS_FILE: converted, SIDE_FILE: side}.items():
         with publish_file(directory / name) as scratch:
-            scratch.touch()
-            mode = scratch.stat().st_mode
             save_file({key: value.contiguous() for key, value in tensors.items()}, scratch)
-            scratch.chmod(mode)  # safetensors makes its files private; others shall read this one
 
 
 def write_nvlabs(state: Mapping[str, Tensor], file: Path) -> None:
@@ -113,10 +110,16 @@ def _weight_files(path: Path, weights: Weights) -> list[Path]:
     for name in names:
         if (path / name).is_file():
             return [path / name]
+    inside = sorted(str(file) for file in path.rglob("*.pth"))[:3]  # where NVlabs' repositories keep them
     raise ValueError(
         f"no DiT weights at {path.absolute()}: looked for a file of that name and, inside it, for "
-        f"{', '.join(names)} or an index of shards; point the config at a file or folder that has them, and "
-        "fetch a repository of the hub with `hf download <organisation>/<repository>`"
+        f"{', '.join(names)} or an index of shards; "
+        + (
+            f"deeper down there is {', '.join(inside)}: give that file"
+            if inside
+            else "point the config at a file or folder that has them, and fetch a repository of the hub with "
+            "`hf download <organisation>/<repository>`"
+        )
     )
 
 

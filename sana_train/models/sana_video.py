@@ -136,7 +136,8 @@ class SanaVideoDiT(nn.Module):
             for _ in range(depth)
         )
         self.final_layer = FinalLayer(width, latent_channels * math.prod(self.patch_size))
-        # What the network sees for a dropped caption; loaded with the weights, never trained.
+        # What the network sees for a dropped caption; loaded with the weights, or the text encoder's empty
+        # caption; never trained.
         self.register_buffer("null_context", torch.empty(max_tokens, caption_dim))
         self.reset_parameters()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,44 @@ def map_tensors(file: Path) -> dict[str, Tensor]:
     if file.suffix in (".pth", ".pt"):
         return _map_torch(file)
     raise ValueError(f"{file} is neither .safetensors nor .pth; convert it first")
+
+
+def damage(file: Path) -> str:
+    """What shows that a weight file is not whole, found without reading its numbers; empty if nothing does.
+
+    A safetensors file says in its header where the last tensor ends, and torch's archives end in a table
+    of what they hold. Other files are taken for whole.
+    """
+    size = file.stat().st_size
+    reason = ""
+    try:
+        if file.suffix == ".safetensors":
+            reason = _damage_of_safetensors(file, size)
+        elif file.suffix in (".pth", ".pt"):
+            reason = _damage_of_torch(file, size)
+    except OSError as error:
+        return f"{file} cannot be read ({error.strerror}); ask its owner to let you, or give a copy"
+    return f"{file} is damaged or incomplete at {size:,} bytes ({reason}); fetch it again" if reason else ""
+
+
+def _damage_of_safetensors(file: Path, size: int) -> str:
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if 8 + length > size:
+            return "the header is not all there"
+        try:
+            header = json.loads(opened.read(length))
+            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+        except (ValueError, AttributeError, LookupError, TypeError):
+            return "the header cannot be read"
+    expected = 8 + length + max(ends, default=0)
+    return "" if size == expected else f"its header announces {expected:,}"
+
+
+def _damage_of_torch(file: Path, size: int) -> str:
+    with file.open("rb") as opened:
+        is_archive = opened.read(2) == b"PK"
+    return "the end is missing" if size == 0 or (is_archive and not zipfile.is_zipfile(file)) else ""
 
 
 def shards(index: Path) -> list[Path]:

@@ -22,8 +22,8 @@ def build_optimiser(
 ) -> torch.optim.Optimizer:
     """AdamW, or Muon beside AdamW, over a task's parameter groups.
 
-    Each group keeps its ``lr_scale`` (default 1) and ``start_step`` (default 0, the step from which
-    it trains) for ``set_step``.
+    Each group keeps its ``lr_scale`` (default 1), ``start_step`` (default 0, the step from which it
+    trains) and ``warmup_steps`` (default None, the run's) for ``set_step``.
     """
     prepared = []
     for group in groups:
@@ -35,6 +35,7 @@ def build_optimiser(
                 "lr": lr,
                 "lr_scale": extra.pop("lr_scale", 1.0),
                 "start_step": extra.pop("start_step", 0),
+                "warmup_steps": extra.pop("warmup_steps", None),
                 **extra,
             }
         )
@@ -47,11 +48,13 @@ def build_optimiser(
 def set_step(optimiser: torch.optim.Optimizer, step: int, lr: float, warmup_steps: int) -> None:
     """Set each group's learning rate for the optimiser step that follows ``step`` completed ones.
 
-    Warm-up is linear over ``warmup_steps`` and counted from the group's own ``start_step``.
+    Warm-up is linear over the group's own ``warmup_steps``, or else over those given, and counted from
+    the group's ``start_step``.
     """
     for group in optimiser.param_groups:
         age = step - group["start_step"]
-        ramp = (age + 1) / max(1, warmup_steps)
+        own_steps = warmup_steps if group["warmup_steps"] is None else group["warmup_steps"]
+        ramp = (age + 1) / max(1, own_steps)
         group["lr"] = lr * group["lr_scale"] * min(1.0, max(0.0, ramp))
 
 

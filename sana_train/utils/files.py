@@ -1,4 +1,8 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, with the permissions that the umask gives new ones.
+
+Whoever a cluster's group lets in can read a run: safetensors' writer makes files that only their owner
+can, so permissions are set where files are published, whatever wrote them.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,10 +30,11 @@ def publish_directory(target: Path) -> Iterator[Path]:
     renames leaves it under ``.<name>.old.*/replaced``.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    scratch = _beside(target)
+    scratch.mkdir()
     try:
         yield scratch
-        scratch.chmod(0o755)  # mkdtemp makes it private
+        _open_to_the_umask(scratch, *(path for path in scratch.rglob("*") if path.is_file()))
         if not target.exists():
             os.replace(scratch, target)
         elif not _exchange(scratch, target):  # if exchanged, the scratch path is now the old directory
@@ -53,13 +59,34 @@ def _exchange(first: Path, second: Path) -> bool:
 def publish_file(target: Path) -> Iterator[Path]:
     """A scratch path beside ``target`` (same suffix), renamed to it if the block ends without an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Not the process id, which writers on two nodes may share; not mkstemp, whose files are private.
-    scratch = target.with_name(f".{target.stem}.{secrets.token_hex(8)}{target.suffix}")
+    scratch = _beside(target)
     try:
         yield scratch
+        _open_to_the_umask(target.parent, scratch)
         os.replace(scratch, target)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _beside(target: Path) -> Path:
+    """A hidden name of its own; not mkstemp or mkdtemp, which make private things."""
+    # Not the process id, which writers on two nodes may share.
+    return target.with_name(f".{target.stem}.{secrets.token_hex(8)}{target.suffix}")
+
+
+def _open_to_the_umask(folder: Path, *files: Path) -> None:
+    """Give ``files`` the mode of a new file in ``folder``.
+
+    It is asked for by making one: reading the umask would mean setting it for every thread of the process,
+    and a folder may have a default list of who may what.
+    """
+    probe = folder / f".{secrets.token_hex(8)}"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for file in files:
+        if stat.S_IMODE(file.stat().st_mode) != mode:
+            file.chmod(mode)
 
 
 @contextmanager

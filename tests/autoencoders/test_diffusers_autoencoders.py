@@ -112,6 +112,24 @@ def test_diffusers_folder_loads_and_another_architecture_does_not(tmp_path) -> N
         small_ltx2(weights=str(tmp_path / "nowhere"))
 
 
+def test_another_class_or_generation_is_told_by_its_config(tmp_path) -> None:
+    small_wan().vae.save_pretrained(tmp_path / "wan" / "vae")
+    with pytest.raises(ValueError, match=r"config\.json is of a AutoencoderKLWan, the config builds a A"):
+        small_ltx2(weights=str(tmp_path / "wan"))
+    later = small_ltx2(use_upsample_residual=False, upsample_factors=[1, 1, 1], decoder_widths=[8, 8, 8])
+    later.vae.save_pretrained(tmp_path / "ltx23" / "vae")
+    with pytest.raises(ValueError, match=r"upsample_residual \[False, .*another latent space"):
+        small_ltx2(weights=str(tmp_path / "ltx23"))
+
+
+def test_a_damaged_file_is_no_missing_one(tmp_path) -> None:
+    small_ltx2().vae.save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"or damaged \(.*fetch the repository's own `vae` folder again"):
+        small_ltx2(weights=str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

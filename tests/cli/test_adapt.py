@@ -131,6 +131,15 @@ def test_a_caption_encoder_with_weights_is_used_and_not_trained(
     ] == []
 
 
+@pytest.mark.parametrize("arm", ["adaptation=scratch", "~adaptation"])
+def test_a_fresh_dit_has_gemmas_empty_caption(workplace: Any, tiny_gemma2: Path, arm: str) -> None:
+    sizes = ["text.max_tokens=64", "model.max_tokens=64", "model.caption_dim=16"]
+    config = workplace.config(arm, "text=gemma2", f"text.weights={tiny_gemma2}", *sizes)
+    parts = Parts(config, torch.device("cpu"))
+    expected, _ = parts.text_encoder.unconditional()  # type: ignore[attr-defined]
+    assert torch.equal(parts.model.get_buffer("null_context"), expected)
+
+
 def test_the_report_says_what_is_kept(workplace: Any) -> None:
     parts = Parts(workplace.config(), torch.device("cpu"))
     report = str(parts.load_report)
@@ -154,6 +163,12 @@ def test_a_checkpoint_of_another_width_is_named(workplace: Any) -> None:
     parts = Parts(workplace.config("model.width=96"), torch.device("cpu"))
     with pytest.raises(ValueError, match=r"\(48,.*\(96,|48.*96"):
         _ = parts.load_report
+
+
+def test_a_start_that_fails_leaves_its_run_id_free(workplace: Any) -> None:
+    with pytest.raises(SystemExit, match="network of another size"):
+        workplace.train("run_id=again", "model.width=96")
+    assert not (workplace.root / "runs" / "again" / "identity.json").exists()
 
 
 def test_a_missing_section_says_which_and_how(workplace: Any) -> None:
@@ -231,7 +246,7 @@ def test_automatic_choices_follow_the_device(workplace: Any) -> None:
     config = workplace.config()
     parts = Parts(config, torch.device("cpu"))
     assert config.latents.mode == config.convergence.num_samples == "auto"
-    assert parts.num_samples(config.convergence) == 0
+    assert parts.num_samples(config.convergence) == 32
     assert isinstance(parts.encoded("target", parts.autoencoder)[0], ResidentClips)  # encoded once
     parts.device = torch.device("cuda")
     assert parts.num_samples(config.convergence) == 256

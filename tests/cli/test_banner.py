@@ -26,6 +26,12 @@ def test_names_scale_batch_and_the_way_to_2b() -> None:
     assert "32 clips per step; smaller than a GPU run's 256" in text
 
 
+def test_published_widths_on_a_cpu_are_no_smaller_batch_but_a_missing_gpu() -> None:
+    text = shown("scale=2b")
+    assert "torch sees no GPU" in text
+    assert "experiment=record/adapt" not in text
+
+
 def test_says_how_a_batch_is_split() -> None:
     assert "64 clips per step, 8 at a time" in shown("training.global_batch=64", "training.micro_batch=8")
 

@@ -161,6 +161,15 @@ def test_an_export_holds_one_set_of_weights(tmp_path: Path) -> None:
     assert {value.dtype for value in written.values()} == {torch.bfloat16}
 
 
+def test_a_runs_own_directory_names_what_is_in_it(tmp_path: Path) -> None:
+    for folder in ("export", "checkpoints/step_0000500", "checkpoints/step_0001000"):
+        (tmp_path / "run" / folder).mkdir(parents=True)
+        for name in ("model.safetensors", "run.json"):
+            (tmp_path / "run" / folder / name).touch()
+    with pytest.raises(SystemExit, match=r"give \S+/run/export or \S+/step_0001000 or \S+/step_0000500"):
+        run(tmp_path / "run", tmp_path / "dit", "--to", "diffusers")
+
+
 def test_a_checkpoint_without_statistics_asks_for_the_autoencoder(tmp_path: Path) -> None:
     known = read_space(TINY / "dcae_v")
     record = {**run_of(latent_channels=64), "autoencoders": {"target": known["fingerprint"]}}

@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save
 
-from sana_train.cli.load import REPOSITORY
+from sana_train.cli.load import REPOSITORY, compose_config, load
 from sana_train.cli.preflight import check_overrides, leave_out_parts, preflight
 from sana_train.cli.schema import ConfigError
+from sana_train.cli.wanted import wanted_weights
 
 
 @pytest.mark.parametrize(
@@ -61,6 +64,48 @@ def test_leaving_out_what_is_out_already_changes_nothing() -> None:
     assert leave_out_parts([*arguments, "reader=null", "source=null"]) == arguments
 
 
+def small_2b(models: Path, clips: Path) -> list[str]:
+    """Overrides of scale=2b with every weight file there, whole and empty, and folders for clips."""
+    config = load(compose_config(["scale=2b"]))
+    for wanted in wanted_weights(config):
+        file = models / wanted.value
+        if file.suffix != ".pth":
+            file = file / "vae" / "model.safetensors"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"legacy" if file.suffix == ".pth" else save({"x": torch.zeros(4)}))
+    for split in ("train", "heldout"):
+        (clips / split).mkdir(parents=True)
+        (clips / split / "shard-000000.tar").touch()
+    paths = [f"data.{split}.path={clips / split}" for split in ("train", "heldout")]
+    return ["scale=2b", f"paths.models={models}", f"paths.runs={models / 'runs'}", *paths]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        ("clips/train/shard-000000.tar", r"data\.train\.path: no \*\.tar in .*clips/train; give a folder of"),
+        ("clips/heldout/shard-000000.tar", r"data\.heldout\.path: no \*\.tar in .*data\.heldout\.path="),
+        (
+            "models/Lightricks/LTX-2/vae/model.safetensors",
+            r"autoencoder\.weights: .* is damaged or incomplete",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_said_before_anything_is_loaded(
+    tmp_path: Path, spoil: str, message: str
+) -> None:
+    overrides = small_2b(tmp_path / "models", tmp_path / "clips")
+    assert preflight("train", overrides) == overrides
+    file = tmp_path / spoil
+    if file.suffix == ".tar":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(SystemExit, match=message) as end:
+        preflight("train", overrides)
+    assert "Nothing was started" in str(end.value)
+
+
 def test_exits_without_a_trace(tmp_path: Path) -> None:
     command = [sys.executable, str(REPOSITORY / "train.py"), "training.lrr=1", f"paths.runs={tmp_path}/runs"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
@@ -75,7 +120,7 @@ def test_help_tells_what_there_is() -> None:
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for words in (
         "scale=2b  ",
-        "adaptation: linear_probe, random, scratch",
+        "adaptation: linear_probe, one_rate, random, scratch",
         "training.max_steps",
     ):
         assert words in text

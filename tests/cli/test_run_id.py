@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig
 
 from sana_train.cli.load import compose_config
 from sana_train.cli.run_id import check_same_run, identity, require_same_run, run_id
@@ -62,6 +63,30 @@ def test_what_a_resume_may_change(free: str, default: str) -> None:
 )
 def test_what_makes_another_run(changed: str, default: str) -> None:
     assert name(changed) != default
+
+
+def with_instruction(file: Path) -> DictConfig:
+    return compose_config(["text=gemma2", f"text.instruction={file}"])
+
+
+def test_an_instruction_counts_by_what_it_says(tmp_path: Path) -> None:
+    file, elsewhere, other = (tmp_path / name for name in ("a.txt", "b/a.txt", "c.txt"))
+    elsewhere.parent.mkdir()
+    file.write_text("# a note\nRewrite the prompt:\n")
+    elsewhere.write_text("# another note\nRewrite the prompt: ")
+    other.write_text("Describe the clip:\n")
+    names = [run_id(with_instruction(each)) for each in (file, elsewhere, other)]
+    assert names[0] == names[1] != names[2]
+    assert run_id(compose_config(["text=gemma2", "text.instruction=null"])) not in names
+    check_same_run(tmp_path / "mine", with_instruction(file))
+    file.write_text("Describe the clip:\n")  # the same path under the same id
+    with pytest.raises(ConfigError, match=r"text\.instruction: 'text with sha256 \w+' then, 'text with"):
+        require_same_run(tmp_path / "mine", with_instruction(file))
+
+
+def test_a_missing_instruction_is_a_mistake_in_the_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"text\.instruction: no instruction at .*no\.txt; give"):
+        run_id(with_instruction(tmp_path / "no.txt"))
 
 
 def test_given_name_is_kept() -> None:

@@ -165,7 +165,7 @@ def test_damaged_files_and_missing_ones_are_red_with_the_reason(
     assert "green" not in table
     assert f"{DIT}: {files / 'sana.pth'} is damaged or incomplete" in table
     assert f"{MEAN}, {STD}, {PSNR}: {files / 'ltx2' / 'model.safetensors'} has fingerprint" in table
-    assert f"{VOCABULARY}, {TEXT}: text.weights is not on this machine" in table
+    assert f"{VOCABULARY}, {TEXT}: text.weights={files / 'gemma'} is not on this machine" in table
 
 
 def test_wrong_statistics_are_red_in_their_own_row(files: Path, clips: list[str]) -> None:
@@ -214,14 +214,27 @@ def test_a_perturbed_decoder_is_red_in_reconstruction_alone(files: Path, clips: 
     assert states(found) == {MEAN: "green", STD: "green", PSNR: "red"}
 
 
-def test_without_clips_their_rows_are_skipped_with_the_reason(files: Path) -> None:
+def test_without_clips_their_rows_are_skipped_with_the_reason(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     empty = ["data=shards", f"data.heldout.path={files / 'empty'}"]
     words = [*dit(files), *autoencoder(files), *empty]
     verify.main(words)  # nothing red: no exit
+    reason = f"no *.tar in {files / 'empty'}; give clips of your own in shards"
+    assert f"{MEAN}, {STD}, {PSNR}: {reason}" in capsys.readouterr().out  # in one piece, to be copied
     found = rows(words)
     assert states(found) == {DIT: "green"}
-    assert found[PSNR].note == f"no clips: no *.tar in data.heldout.path={files / 'empty'}"
+    assert found[PSNR].note.startswith(reason)
     assert "HashedTextEncoder has no counterpart" in found[TEXT].note
+
+
+def test_a_place_for_the_report_is_made_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "verify", lambda *_: pytest.fail("minutes of work for no place"))
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="file"):
+        verify.main(["--json", str(tmp_path / "file" / "verify.json")])
 
 
 def test_another_tokenizer_is_red(files: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 from huggingface_hub import errors
+from safetensors.torch import save
 
 from sana_train.cli import weights
 from sana_train.cli.load import REPOSITORY, compose_config, load
@@ -52,6 +53,8 @@ HUB = {
 
 
 def content(repository: str, name: str) -> bytes:
+    if name.endswith(".safetensors"):
+        return save({}, metadata={"of": f"{repository} {name}"})
     if name.endswith(".index.json"):
         files = [file for file in HUB[repository] if file.endswith(".safetensors")]
         return json.dumps({"weight_map": dict(enumerate(files))}).encode()
@@ -196,6 +199,27 @@ def test_a_part_of_a_repository_is_not_taken_for_what_is_read(
     assert "without the weights that are read of it" in text
     assert "model-00002-of-00002.safetensors" in text
     assert run(machine, "--fetch") == 0
+
+
+def test_a_download_that_was_cut_short_is_incomplete(
+    machine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(machine, "--fetch") == 0
+    (file,) = (machine / "hub").glob("models--Lightricks--LTX-2/snapshots/*/vae/*.safetensors")
+    file.write_bytes(file.read_bytes()[:-3])
+    capsys.readouterr()
+    assert run(machine) == 1
+    text = capsys.readouterr().out
+    assert rows(text)["autoencoder.weights"][1] == "incomplete"
+    assert "is damaged or incomplete at" in text
+
+
+def test_weights_deeper_in_a_folder_are_named(machine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(machine, "--fetch") == 0
+    capsys.readouterr()
+    assert run(machine, f"source.checkpoint={SANA}") == 1
+    text = " ".join(capsys.readouterr().out.split())
+    assert "give the file: checkpoints/SANA_Video_2B_480p.pth" in text
 
 
 def test_hashes_are_those_of_sha256sum(machine: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,7 +31,7 @@ def wave(cycles: int, amplitude: float = 0.5, size: int = 64) -> torch.Tensor:
 )
 def test_lab_of_known_colours(rgb, lab):
     cells = stats.low_pass_lab(flat(rgb))
-    assert cells.shape == (1, 3, 2, 2, 2)
+    assert cells.shape == (1, 3, 2, 4, 4)
     torch.testing.assert_close(cells[0, :, 0, 0, 0], torch.tensor(lab), atol=0.05, rtol=0)
 
 
@@ -55,6 +55,29 @@ def test_quantile_delta_e_ignores_where_and_when_a_colour_is():
     assert stats.quantile_delta_e(quantiles[0], quantiles[1]).item() == pytest.approx(0, abs=1e-3)
     assert stats.quantile_delta_e(quantiles[0], quantiles[2]).item() > 1
     assert stats.delta_e(stats.low_pass_lab(clip), stats.low_pass_lab(moved)).item() > 1
+
+
+def test_colours_are_those_that_stand_out_from_a_backdrop_of_any_tone():
+    def scene(backdrop: tuple[int, int, int], block: tuple[int, int, int] | None, at: int) -> torch.Tensor:
+        clip = flat(backdrop).clone()
+        if block is not None:
+            clip[..., at : at + 16, at : at + 16] = flat(block)[..., :16, :16]
+        return clip
+
+    red, green = (200, 60, 60), (60, 160, 60)
+    wanted = scene((200, 200, 200), red, 0)
+    clips = {
+        "moved, other backdrop": scene((160, 160, 160), red, 32),
+        "green": scene((200, 200, 200), green, 32),
+        "nothing": scene((200, 200, 200), None, 0),
+    }
+    target = stats.colour_quantiles(stats.low_pass_lab(wanted))
+    distance = {
+        name: stats.quantile_delta_e(stats.colour_quantiles(stats.low_pass_lab(clip)), target).item()
+        for name, clip in clips.items()
+    }
+    assert distance["moved, other backdrop"] < 0.3 * distance["nothing"]
+    assert distance["moved, other backdrop"] < 0.3 * distance["green"]
 
 
 @pytest.mark.parametrize(("cycles", "band"), [(2, "low"), (10, "mid"), (40, "top")])

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from sana_train.models import keys
 from sana_train.models.checkpoint import build_empty, load_dit, read_state, write_diffusers, write_nvlabs
 from sana_train.models.sana_video import SanaVideoDiT
+from sana_train.models.weight_files import damage
 from tests.models.conftest import SIZES
 
 
@@ -154,6 +155,38 @@ def test_truncated_files_say_so(make_dit, tmp_path, name):
         read_state(file)
 
 
+def test_damage_shows_without_reading_the_numbers(make_dit, tmp_path):
+    state = make_dit().state_dict()
+    for name in ("model.safetensors", "sana.pth"):
+        file = tmp_path / name
+        save_file(state, file) if file.suffix == ".safetensors" else write_nvlabs(state, file)
+        whole = file.read_bytes()
+        assert damage(file) == ""
+        for part in (whole[:-1], whole[: len(whole) // 2], whole[:5], b""):
+            file.write_bytes(part)
+            assert f"{file} is damaged or incomplete at {len(part):,} bytes" in damage(file)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes((4).to_bytes(8, "little") + b"[{}]")
+    assert "the header cannot be read" in damage(file)
+
+
+def test_a_file_of_another_user_is_said_to_be_one(make_dit, tmp_path, monkeypatch):
+    write_nvlabs(make_dit().state_dict(), tmp_path / "sana.pth")
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert "sana.pth cannot be read (Permission denied); ask its owner" in damage(tmp_path / "sana.pth")
+
+
+def test_a_folder_around_an_nvlabs_file_names_it(make_dit, tmp_path):
+    file = tmp_path / "repository" / "checkpoints" / "sana.pth"
+    write_nvlabs(make_dit().state_dict(), file)
+    with pytest.raises(ValueError, match=rf"deeper down there is {file}: give that file"):
+        read_state(tmp_path / "repository")
+
+
 class _RunsCode:
     def __reduce__(self):
         return exec, ("raise SystemExit('code of the file was run')",)
@@ -172,6 +205,7 @@ import torch
 from sana_train.adaptation.latent_swap import LatentSwap
 from sana_train.models.checkpoint import build_empty, load_dit, read_state
 from sana_train.models.sana_video import SanaVideoDiT
+from sana_train.models.weight_files import damage
 
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -35,6 +35,16 @@ def test_warm_up_is_linear_from_each_groups_own_start_then_constant() -> None:
     assert rates(10, 0) == pytest.approx([1e-2, 0.5e-2])
 
 
+def test_a_group_may_warm_up_longer_than_the_run() -> None:
+    kept = {"params": [nn.Parameter(torch.ones(2))], "start_step": 10, "warmup_steps": 100}
+    optimiser = build_optimiser([kept], 1e-2, (0.9, 0.99), 0.0, 1e-8)
+    lrs = []
+    for step in (9, 10, 59, 109, 500):
+        set_step(optimiser, step, 1e-2, 4)
+        lrs.append(optimiser.param_groups[0]["lr"])
+    assert lrs == pytest.approx([0.0, 1e-4, 5e-3, 1e-2, 1e-2])
+
+
 def test_a_group_that_waits_has_rate_zero_without_warm_up_too() -> None:
     assert rates(9, 0) == pytest.approx([1e-2, 0.0])
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -10,6 +11,8 @@ import threading
 import time
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from sana_train.utils import files
 
@@ -177,6 +180,24 @@ def test_file_is_published_with_its_suffix_and_for_all_to_read(tmp_path):
     assert target.read_text() == "whole"
     assert os.listdir(target.parent) == ["figure.png"]
     assert target.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o002, 0o077])
+def test_what_safetensors_wrote_follows_the_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        with files.publish_file(tmp_path / "file" / "one.safetensors") as scratch:
+            save_file({"x": torch.zeros(2)}, scratch)
+        with files.publish_directory(tmp_path / "folder") as scratch:
+            save_file({"x": torch.zeros(2)}, scratch / "one.safetensors")
+            (scratch / "inner").mkdir()
+            save_file({"x": torch.zeros(2)}, scratch / "inner" / "two.safetensors")
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*") if path.is_file()}
+    assert modes == dict.fromkeys(["one.safetensors", "two.safetensors"], 0o666 & ~umask)
+    for folder in (tmp_path / "folder", tmp_path / "folder" / "inner"):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o777 & ~umask
 
 
 def test_a_failed_file_leaves_the_old_one_and_no_scratch(tmp_path):

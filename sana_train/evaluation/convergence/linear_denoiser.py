@@ -60,7 +60,10 @@ class LinearDenoiser:
             ValueError: fewer than 16 clips.
         """
         if len(latents) < 16:
-            raise ValueError(f"fitting the best linear denoiser takes at least 16 clips, got {len(latents)}")
+            raise ValueError(
+                f"fitting the best linear denoiser takes at least 16 training clips, got {len(latents)}: "
+                "give the training split more, or a convergence.reference with a zero level in its levels.npz"
+            )
         num_left_out = len(latents) // 8
         kept, left_out = latents[:-num_left_out], latents[-num_left_out:]
         trial = cls(kept, {})

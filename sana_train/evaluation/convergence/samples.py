@@ -68,12 +68,13 @@ def sample_metrics(
 ) -> dict[str, Tensor]:
     """Per-clip metrics of samples, (n,) each.
 
-    ``delta_e`` compares which colours occur at 1/32 resolution, wherever they are: two clips of one
-    caption place their objects differently. ``spectrum_gap`` is the top band's log-power distance.
+    ``palette_delta_e`` compares which colours stand out from the backdrop, by cells of 16 px and
+    wherever they are: two clips of one caption place their objects differently. ``spectrum_gap`` is the
+    top band's log-power distance.
     """
     colours, spectrum = reference_statistics(video)
     metrics = {
-        "delta_e": video_stats.quantile_delta_e(colours, statistics[0]),
+        "palette_delta_e": video_stats.quantile_delta_e(colours, statistics[0]),
         "spectrum_gap": video_stats.spectrum_gap(spectrum, statistics[1]),
     }
     if reader is not None and truth:

@@ -54,7 +54,7 @@ def run_curves(history: History, levels: Levels, headline: str) -> tuple[list[in
 def verdict(history: History, levels: Levels) -> str:
     """One line, e.g. ``semantics back by 500? yes (97 % at 500, S90 312); ...``.
 
-    Without samples (a CPU run) the high-noise band stands for semantics and texture is not judged.
+    Without samples the high-noise band stands for semantics and texture is not judged.
     """
     if run_curves(history, levels, "semantic") is None:
         band = _answer(history, levels, "loss_high", SEMANTIC_STEP)

@@ -34,7 +34,7 @@ def test_a_perfect_sampler_scores_full_marks_and_no_distance(gaussian_denoiser, 
     )
     metrics = evaluator.evaluate(gaussian_denoiser(), step=0)
     assert metrics["samples/semantic"] == metrics["samples/colour"] == 1.0
-    assert metrics["samples/delta_e"] == pytest.approx(0, abs=1e-3)
+    assert metrics["samples/palette_delta_e"] == pytest.approx(0, abs=1e-3)
     assert metrics["samples/spectrum_gap"] == pytest.approx(0, abs=1e-5)
 
 

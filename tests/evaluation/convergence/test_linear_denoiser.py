@@ -68,5 +68,5 @@ def test_the_end_of_the_path_and_too_few_clips_are_refused():
     latents = torch.randn(16, *SHAPE)
     with pytest.raises(ValueError, match="0 < t < 1"):
         LinearDenoiser(latents, {0.5: 0.0}).velocity(latents, 1.0)
-    with pytest.raises(ValueError, match="at least 16 clips"):
+    with pytest.raises(ValueError, match="at least 16 training clips, got"):
         LinearDenoiser.fit(latents[:5], (0.5,))

@@ -81,10 +81,10 @@ def test_seeds_that_never_arrive_make_the_upper_bound_open():
     assert S90((math.inf,), math.inf, math.inf, math.inf).text(10000) == "not reached"
 
 
-def test_a_headline_of_two_metrics_averages_recoveries_cut_at_one():
+def test_a_headline_has_recovered_as_far_as_the_last_of_its_metrics():
     loss = Curve(np.array([[[2.0], [0.0]]]), np.array([2.0]), np.array([1.0]))  # overshoots to 2
     accuracy = Curve(np.array([[[0.2], [0.5]]]), np.array([0.2]), np.array([0.8]), higher_is_better=True)
-    assert recovery_curves([loss, accuracy])[0, 0].tolist() == pytest.approx([0.0, 0.75])
+    assert recovery_curves([loss, accuracy])[0, 0].tolist() == pytest.approx([0.0, 0.5])
     assert recovery_curves([loss])[0, 0].tolist() == pytest.approx([0.0, 2.0])
 
 

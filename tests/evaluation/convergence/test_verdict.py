@@ -16,7 +16,7 @@ FULL = Levels(
     reference={
         "samples/semantic": level(1.0),
         "samples/colour": level(1.0),
-        "samples/delta_e": level(2.0),
+        "samples/palette_delta_e": level(2.0),
         "samples/texture": level(0.9),
         "samples/spectrum_gap": level(0.5),
     }
@@ -28,7 +28,7 @@ def sampled(semantic: float, colour: float, texture: float) -> dict[str, float]:
     return {
         "samples/semantic": semantic,
         "samples/colour": colour,
-        "samples/delta_e": 12 - 10 * colour,
+        "samples/palette_delta_e": 12 - 10 * colour,
         "samples/texture": 0.9 * texture,
         "samples/spectrum_gap": 2.5 - 2 * texture,
     }

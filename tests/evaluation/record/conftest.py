@@ -17,7 +17,7 @@ NUM_CLIPS = 48
 GAPS = {
     "samples/semantic": (0.25, 0.95),
     "samples/colour": (0.15, 0.97),
-    "samples/delta_e": (30.0, 4.0),
+    "samples/palette_delta_e": (30.0, 4.0),
     "samples/texture": (0.2, 0.9),
     "samples/spectrum_gap": (2.5, 0.4),
     "heldout/loss_high": (0.9, 0.55),
@@ -27,7 +27,7 @@ OF_HEADLINE = {
     "samples/semantic": 0,
     "heldout/loss_high": 0,
     "samples/colour": 1,
-    "samples/delta_e": 1,
+    "samples/palette_delta_e": 1,
     "samples/texture": 2,
     "samples/spectrum_gap": 2,
     "heldout/loss_low": 2,

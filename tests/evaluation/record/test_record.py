@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
 from sana_train.evaluation.convergence.levels import Levels
 from sana_train.evaluation.record import Record, add_run
+from sana_train.evaluation.record_gate import has_gate
+from sana_train.evaluation.record_report import write_report
 
 
 def test_s90_of_every_arm_and_headline_is_the_one_built_in(record_dir):
@@ -70,3 +74,18 @@ def test_bad_folders_say_what_is_missing(record_dir, write_run, tmp_path):
     without_reference = Record(record.runs, Levels(zero=record.levels.zero))
     with pytest.raises(ValueError, match="a zero level or a reference"):
         without_reference.s90("random", "loss_high")
+
+
+def test_a_headline_without_a_level_is_not_judged_and_the_others_are(record_dir, tmp_path):
+    folder = tmp_path / "record"
+    shutil.copytree(record_dir, folder)
+    levels = Levels.load(folder / "levels.npz")
+    del levels.reference["samples/palette_delta_e"]
+    levels.save(folder / "levels.npz")
+    write_report(folder)
+    record = Record.load(folder)
+    assert [name for name in record.headlines if not record.is_judged(name)] == ["colour"]
+    table = (folder / "tables.md").read_text().splitlines()
+    row = next(line for line in table if line.startswith("| random"))
+    assert row.count("not judged") == 1
+    assert has_gate(record)

@@ -102,6 +102,17 @@ def test_the_papers_32_times_larger_is_of_sites(manifest) -> None:
     assert ltx.latent == manifest.paper["ltx2_2b"].latent
     assert wan.sites / ltx.sites == pytest.approx(30.5, abs=0.05)
     assert wan.numbers / ltx.numbers == pytest.approx(3.8, abs=0.05)
+    patches = 1 * 2 * 2  # of SANA-Video in the Wan2.1 space
+    assert wan.sites / patches == 73_920
+    assert wan.sites / patches / ltx.sites == pytest.approx(7.6, abs=0.05)
+
+
+def test_the_papers_table_has_dcae_v_ahead_in_psnr_and_ssim_and_wan_in_lpips(manifest) -> None:
+    leaders = {
+        metric: best(ALL, key=lambda name, metric=metric: getattr(manifest.paper[name], metric))
+        for metric, best in (("psnr_db", max), ("ssim", max), ("lpips", min))
+    }
+    assert leaders == {"psnr_db": "dcae_v_2b", "ssim": "dcae_v_2b", "lpips": "wan_2b"}
 
 
 def test_the_metrics_named_by_the_manifest_exist(manifest) -> None:
