@@ -53,18 +53,18 @@ first_lane() {
   dit write 120
   dit load 90
   dit step 120
-  [[ $size == 2b ]] && dit step_compiled 180
+  [[ $size == 2b ]] || return
+  ways dcae_v 180 1 dcae_v channels_first channels_last
+  dit step_compiled 180
+  ways ltx2_2k 120 2 ltx2 stock channels_last fused_norms --clip 1408x2560x81
 }
 
 second_lane() {
   vae_table
   ways ltx2 120 5 ltx2 stock channels_last fused_norms
-  if [[ $size == 2b ]]; then
-    ways ltx2_compiled 300 5 ltx2 stock compiled compiled_channels_last
-    ways ltx2_benchmark 120 5 ltx2 stock channels_last fused_norms --benchmark
-    ways dcae_v 180 1 dcae_v channels_first channels_last
-    ways ltx2_2k 90 2 ltx2 stock channels_last fused_norms --clip 1408x2560x81
-  fi
+  [[ $size == 2b ]] || return
+  ways ltx2_compiled 300 3 ltx2 stock compiled compiled_channels_last
+  ways ltx2_benchmark 120 3 ltx2 stock channels_last fused_norms --benchmark
 }
 
 if ((num_gpus > 1)); then
