@@ -56,7 +56,8 @@ first_lane() {
   [[ $size == 2b ]] || return
   ways dcae_v 180 1 dcae_v channels_first channels_last
   dit step_compiled 180
-  ways ltx2_2k 120 2 ltx2 stock channels_last fused_norms --clip 1408x2560x81
+  ways ltx2_2k 90 2 ltx2 channels_last fused_norms --clip 1408x2560x81
+  ways ltx2_2k_stock 90 2 ltx2 stock --clip 1408x2560x81
 }
 
 second_lane() {

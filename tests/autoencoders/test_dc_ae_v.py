@@ -131,6 +131,34 @@ def test_neither_runs_of_frames_nor_the_layout_change_results(
     assert len(convolved) > 150  # of 24 convolutions over 2 chunks
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("use_channels_last", [False, True])
+def test_runs_of_frames_on_a_gpu(monkeypatch: pytest.MonkeyPatch, use_channels_last: bool) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    whole = small().float().cuda()
+    runs = small(use_streaming=True, use_channels_last=use_channels_last).float().cuda()
+    video = clip(1 + 16).float().cuda()
+    with torch.no_grad():
+        latents = whole.encode(video)
+        pixels = whole.decode_unclamped(latents)
+        monkeypatch.setattr(dcae_layers, "MAX_CONV_ELEMENTS", 8 * 8 * 8 * 5)
+        torch.testing.assert_close(runs.encode(video), latents, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(runs.decode_unclamped(latents), pixels, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_720p_on_a_gpu_of_24_gb() -> None:
+    """One chunk of the true size; what PyTorch itself holds, cuDNN's work space included."""
+    with torch.device("meta"):
+        model = true_size(use_streaming=True, use_channels_last=True).bfloat16()
+    model.to_empty(device="cuda").reset_parameters()
+    torch.cuda.reset_peak_memory_stats()
+    with torch.no_grad():
+        latents = model.encode(torch.rand(1, 3, 41, 704, 1280, device="cuda").bfloat16())
+        assert torch.isfinite(model.decode(latents)).all()
+    assert torch.cuda.max_memory_allocated() < 24e9
+
+
 def test_sums_in_place_leave_the_input_as_it_was() -> None:
     model, video = small(), clip(17)
     latents, kept = model.encode(video), video.clone()
