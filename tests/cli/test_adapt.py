@@ -76,9 +76,9 @@ def test_adapt_go_on_and_refuse_another_configuration(
 
     before = place.files("runs/**/*")
     with pytest.raises(
-        SystemExit, match=r"used with another configuration(.|\n)*training.lr: 0.001 then, 0.01 now"
+        SystemExit, match=r"used with another configuration(.|\n)*training.lr: 0.01 then, 0.02 now"
     ):
-        place.train("run_id=mine", "training.lr=0.01")
+        place.train("run_id=mine", "training.lr=0.02")
     assert place.files("runs/**/*") == before
 
 
