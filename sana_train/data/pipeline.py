@@ -1,0 +1,99 @@
+"""Stages of work that run beside each other: a generator in a thread, and copies that do not wait."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+_LOOK_UP_S = 0.1  # how often a thread that waits looks whether its work is still wanted
+
+
+@dataclass(frozen=True)
+class _Ended:
+    error: BaseException | None
+
+
+def prefetch(items: Generator[T, None, None], depth: int) -> Generator[T, None, None]:
+    """The same items, made by a thread of their own at most ``depth`` ahead of who takes them.
+
+    Errors of ``items`` are raised here. If this iterator is closed, ``items`` is too, in its thread.
+    """
+    ready: queue.Queue[Any] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(value: Any) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(value, timeout=_LOOK_UP_S)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        error: BaseException | None = None
+        try:
+            for item in items:
+                if not put(item):
+                    break
+            items.close()
+        except BaseException as caught:  # raised again where the items are taken
+            error = caught
+        put(_Ended(error))
+
+    thread = threading.Thread(target=work, daemon=True, name="prefetch")
+    thread.start()
+    try:
+        while True:
+            item = ready.get()
+            if isinstance(item, _Ended):
+                if item.error is not None:
+                    raise item.error
+                return
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+class Uploads:
+    """Copies from the host to ``device`` beside the work there, on a stream of their own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def host_empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Host memory to fill; page-locked where that makes copies run beside work."""
+        return torch.empty(shape, dtype=dtype, pin_memory=self._stream is not None)
+
+    def start(self, host: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+        """The copy and what tells when it is done. ``host`` may be let go of at once, but not written to."""
+        if self._stream is None:
+            return host, None
+        with torch.cuda.stream(self._stream):
+            copy = host.to(self.device, non_blocking=True)
+            return copy, self._stream.record_event()
+
+    def use(self, copy: Tensor, event: torch.cuda.Event | None) -> Tensor:
+        """Have the current stream wait for ``copy`` before what it does next."""
+        if event is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(event)
+            copy.record_stream(stream)  # its memory is not reused while this stream still reads it
+        return copy
+
+
+def start_download(tensor: Tensor) -> Tensor:
+    """A copy on the host, whole once the device's current stream has come this far."""
+    if tensor.device.type != "cuda":
+        return tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
