@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given.prompts is not None:
             _require(_missing_text(config))
             sys.stdout.write(
-                cache_prompts(_local_text(config), given.prompts, config.paths.latents, devices()[0])
+                cache_prompts(_local_text(config), given.prompts, Path(config.paths.latents), devices()[0])
             )
             return
         choices = _choices(config, given.autoencoder)

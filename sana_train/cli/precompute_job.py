@@ -7,6 +7,7 @@ import logging
 import os
 import queue
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -238,14 +239,12 @@ def run_everywhere(
         join=False,
         daemon=True,
     )
-    is_done = False
-    while not is_done:
-        is_done = context.join(timeout=0)  # raises the error of a worker
-        try:
-            while True:
-                advance(counts.get(timeout=0.2))
-        except queue.Empty:
-            continue
+    while not context.join(timeout=0):  # raises the error of a worker
+        with suppress(queue.Empty):
+            advance(counts.get(timeout=0.2))
+    with suppress(queue.Empty):
+        while True:
+            advance(counts.get(timeout=0.2))
 
 
 def _worker(

@@ -1,8 +1,9 @@
 """Clip shards to latent shards, by several autoencoders in one pass over the clips.
 
-Four things happen at once: threads decode clips ahead, a thread stacks and uploads them, a thread queues
-the encoders' work on the device, and writers put what has come back into tars. No stage waits for a later
-one unless that falls behind, so a device that encodes is never idle while clips are there.
+Four things happen at once: threads decode clips ahead, a thread stacks and uploads them and encodes their
+captions on a side stream, a thread queues the autoencoders' work on the device, and writers put what has
+come back into tars. No stage waits for a later one unless that falls behind, so a device that encodes is
+never idle while clips are there.
 
 Legend: B clips of a batch, F frames, C latent channels, S text tokens, D text width.
 """
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from sana_train.data.latents import inspect_latents, latent_sample, working_dtype
-from sana_train.data.pipeline import Uploads, prefetch, start_download
+from sana_train.data.pipeline import SideStream, prefetch, start_download
 from sana_train.data.shards import HOLE_CAPTION
 from sana_train.data.tars import write_tar
 from sana_train.protocols import Autoencoder, TextEncoder
@@ -66,7 +67,9 @@ class _Decoded:
     names: tuple[str, ...]  # of the autoencoders that this shard is missing
     clips: list[LoadedClip]
     video: Tensor  # (B, 3, F, H, W) uint8; zeros for a hole, so that no batch has another shape for it
-    uploaded: torch.cuda.Event | None
+    context: Tensor  # (B, S, D) on the host, whole at the mark
+    mask: Tensor  # (B, S) likewise
+    mark: torch.cuda.Event | None
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ class ShardEncoder:
         self.autoencoders, self.text_encoder = autoencoders, text_encoder
         self.device, self.video, self.dtype = device, video, dtype
         self.batch_size, self.num_threads = batch_size, num_threads
-        self._uploads = Uploads(device)
+        self._side = SideStream(device)
 
     def run(
         self,
@@ -151,6 +154,7 @@ class ShardEncoder:
                     batch.downloaded.synchronize()
                 yield batch
 
+    @torch.no_grad()
     def _decode(
         self, work: Sequence[ShardWork], load: Callable[[int], LoadedClip], pool: ThreadPoolExecutor
     ) -> Generator[_Decoded, None, None]:
@@ -170,7 +174,7 @@ class ShardEncoder:
             shard, futures = ahead.pop(0)
             loaded = [future.result() for future in futures]
             shape = (len(loaded), 3, self.video.frames, self.video.height_px, self.video.width_px)
-            host = self._uploads.host_empty(shape, torch.uint8)
+            host = self._side.host_empty(shape, torch.uint8)
             for row, clip in enumerate(loaded):
                 if clip.video is None:
                     host[row].zero_()
@@ -178,7 +182,13 @@ class ShardEncoder:
                     host[row].copy_(clip.video)
             without_pixels = [LoadedClip(clip.key, None, clip.info) for clip in loaded]
             names = tuple(work[shard].targets)
-            yield _Decoded(shard, names, without_pixels, *self._uploads.start(host))
+            with self._side:
+                video = self._side.upload(host)
+                # Here, because a language model's own copies make its thread wait for the stream.
+                captions = [clip.info["caption"] for clip in loaded]
+                context, mask = map(start_download, self.text_encoder.encode(captions))
+                mark = self._side.mark()
+            yield _Decoded(shard, names, without_pixels, video, context, mask, mark)
 
     @torch.no_grad()
     def _encode(self, decoded: Generator[_Decoded, None, None]) -> Generator[EncodedBatch, None, None]:
@@ -187,12 +197,11 @@ class ShardEncoder:
         with ExitStack() as stack:
             stack.enter_context(torch.cuda.device(self.device) if is_cuda else nullcontext())
             for batch in stack.enter_context(closing(prefetch(decoded, _BATCHES_AHEAD))):
-                pixels = self.to_pixels(self._uploads.use(batch.video, batch.uploaded))
+                pixels = self.to_pixels(self._side.receive(batch.video, batch.mark))
                 latents = {name: self._encode_by(self.autoencoders[name], pixels) for name in batch.names}
-                captions = [clip.info["caption"] for clip in batch.clips]
-                context, mask = map(start_download, self.text_encoder.encode(captions))
+                # Behind the mark, so it tells of the context, too.
                 event = torch.cuda.current_stream().record_event() if is_cuda else None
-                yield EncodedBatch(batch.shard, batch.clips, latents, context, mask, event)
+                yield EncodedBatch(batch.shard, batch.clips, latents, batch.context, batch.mask, event)
 
     def _encode_by(self, autoencoder: Autoencoder, pixels: Tensor) -> Tensor:
         latents = autoencoder.encode(pixels.to(working_dtype(autoencoder)))

@@ -63,8 +63,8 @@ def prefetch(items: Generator[T, None, None], depth: int) -> Generator[T, None, 
         thread.join()
 
 
-class Uploads:
-    """Copies from the host to ``device`` beside the work there, on a stream of their own."""
+class SideStream:
+    """A queue of work on ``device`` beside the current one's; on a CPU there is none and nothing waits."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -74,21 +74,30 @@ class Uploads:
         """Host memory to fill; page-locked where that makes copies run beside work."""
         return torch.empty(shape, dtype=dtype, pin_memory=self._stream is not None)
 
-    def start(self, host: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-        """The copy and what tells when it is done. ``host`` may be let go of at once, but not written to."""
-        if self._stream is None:
-            return host, None
-        with torch.cuda.stream(self._stream):
-            copy = host.to(self.device, non_blocking=True)
-            return copy, self._stream.record_event()
+    def __enter__(self) -> SideStream:
+        """What a thread does in the block is queued here."""
+        self._block = torch.cuda.stream(self._stream)  # does nothing for no stream
+        self._block.__enter__()
+        return self
 
-    def use(self, copy: Tensor, event: torch.cuda.Event | None) -> Tensor:
-        """Have the current stream wait for ``copy`` before what it does next."""
-        if event is not None:
+    def __exit__(self, *error: Any) -> None:
+        self._block.__exit__(*error)
+
+    def upload(self, host: Tensor) -> Tensor:
+        """Begin a copy to the device. ``host`` may be let go of at once, but not written to."""
+        return host.to(self.device, non_blocking=True)
+
+    def mark(self) -> torch.cuda.Event | None:
+        """What tells when all that was queued here is done."""
+        return None if self._stream is None else self._stream.record_event()
+
+    def receive(self, tensor: Tensor, mark: torch.cuda.Event | None) -> Tensor:
+        """Have the current stream wait for ``tensor``, made here before ``mark``, in what it does next."""
+        if mark is not None:
             stream = torch.cuda.current_stream(self.device)
-            stream.wait_event(event)
-            copy.record_stream(stream)  # its memory is not reused while this stream still reads it
-        return copy
+            stream.wait_event(mark)
+            tensor.record_stream(stream)  # its memory is not reused while this stream still reads it
+        return tensor
 
 
 def start_download(tensor: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ from sana_train.data.latents import LatentClips, precompute_latents
 from sana_train.data.resident import encode_resident
 from sana_train.types import Batch
 
-
 MADE_BY = {"autoencoder_fingerprint": "block-means-1.0", "text_fingerprint": "word-hashes"}
 
 

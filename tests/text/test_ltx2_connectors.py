@@ -70,7 +70,9 @@ def test_it_is_a_text_encoder_of_the_video_stream(encoder: LTX2ConnectorsTextEnc
 def test_fingerprint_follows_what_the_embeddings_depend_on(
     folder: Path, encoder: LTX2ConnectorsTextEncoder, tmp_path: Path
 ) -> None:
-    assert LTX2ConnectorsTextEncoder(str(folder), MAX_TOKENS, "float32").fingerprint() == encoder.fingerprint()
+    assert (
+        LTX2ConnectorsTextEncoder(str(folder), MAX_TOKENS, "float32").fingerprint() == encoder.fingerprint()
+    )
     other = shutil.copytree(folder, tmp_path / "other")
     file = other / "connectors" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(file)
