@@ -73,7 +73,13 @@ def test_shipped_files_are_small() -> None:
 
 @pytest.mark.parametrize(
     "script",
-    ["slurm/train.sbatch", ".ci/run", "experiments/ltx_adapt_tiny/run.sh", "experiments/tiny_parts/train.sh"],
+    [
+        "slurm/train.sbatch",
+        "slurm/precompute.sbatch",
+        ".ci/run",
+        "experiments/ltx_adapt_tiny/run.sh",
+        "experiments/tiny_parts/train.sh",
+    ],
 )
 def test_scripts_parse(script: str) -> None:
     subprocess.run(["bash", "-n", str(ROOT / script)], check=True)

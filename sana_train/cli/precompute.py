@@ -19,7 +19,7 @@ folder was found to be this command's. GB and hours are told before anything is 
 examples:
   python -m sana_train.cli.precompute scale=2b data.train.path=clips/a data.heldout.path=clips/b
   python -m sana_train.cli.precompute scale=2b --autoencoder ltx2_2b --autoencoder dcae_v_2b
-  sbatch --array=0-15 --wrap "python -m sana_train.cli.precompute scale=2b"
+  sbatch --array=0-15 slurm/precompute.sbatch scale=2b
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from sana_train.cli.config import RunConfig
 from sana_train.cli.load import load
@@ -88,26 +90,33 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     given = parser().parse_intermixed_args(arguments)
-    with readable_errors(), exit_when_preempted():
-        config = load(check_overrides(leave_out_parts(given.overrides)))
-        if config.text is None or config.latents is None:
-            raise ValueError("precompute needs the sections `text` and `latents`; choose text=<option>")
-        if given.prompts is not None:
-            _require(_missing_text(config))
-            sys.stdout.write(
-                cache_prompts(_local_text(config), given.prompts, Path(config.paths.latents), devices()[0])
-            )
-            return
-        choices = _choices(config, given.autoencoder)
-        if given.measure is not None:
-            _require([*_missing_weights(choices, may_be_random=True), *_missing_text(config)])
-            split = read_split(config, given.split or "train", (0, 1))
-            encoders = build(choices, _local_text(config), devices()[0])
-            sys.stdout.write(measure(encoders, split, config.latents, given.measure, devices()[0]))
-            return
-        part = given.shards or slurm_part(os.environ)
-        names = [given.split] if given.split else _SPLITS
-        precompute(config, choices, [read_split(config, name, part) for name in names], given.dry_run)
+    try:
+        with readable_errors(), exit_when_preempted():
+            _run(given)
+    except torch.OutOfMemoryError as error:
+        sys.exit(f"the device is too small ({error}); try a smaller latents.batch_size")
+
+
+def _run(given: argparse.Namespace) -> None:
+    config = load(check_overrides(leave_out_parts(given.overrides)))
+    if config.text is None or config.latents is None:
+        raise ValueError("precompute needs the sections `text` and `latents`; choose text=<option>")
+    if given.prompts is not None:
+        _require(_missing_text(config))
+        sys.stdout.write(
+            cache_prompts(_local_text(config), given.prompts, Path(config.paths.latents), devices()[0])
+        )
+        return
+    choices = _choices(config, given.autoencoder)
+    if given.measure is not None:
+        _require([*_missing_weights(choices, may_be_random=True), *_missing_text(config)])
+        split = read_split(config, given.split or "train", (0, 1))
+        encoders = build(choices, _local_text(config), devices()[0])
+        sys.stdout.write(measure(encoders, split, config.latents, given.measure, devices()[0]))
+        return
+    part = given.shards or slurm_part(os.environ)
+    names = [given.split] if given.split else _SPLITS
+    precompute(config, choices, [read_split(config, name, part) for name in names], given.dry_run)
 
 
 def precompute(config: RunConfig, choices: Sequence[Choice], splits: Sequence[Split], dry_run: bool) -> None:

@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import queue
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch import nn
 from sana_train.autoencoders.pairing import FramePairing, pair_frames
 from sana_train.cli.config import LatentsConfig, RunConfig
 from sana_train.cli.instantiate import instantiate
+from sana_train.cli.process import EXIT_PREEMPTED, exit_when_preempted
 from sana_train.cli.schema import TARGET
 from sana_train.cli.vae_choice import Choice
 from sana_train.data.encode_shards import LoadedClip, ShardEncoder, ShardWork, hole
@@ -239,9 +241,14 @@ def run_everywhere(
         join=False,
         daemon=True,
     )
-    while not context.join(timeout=0):  # raises the error of a worker
-        with suppress(queue.Empty):
-            advance(counts.get(timeout=0.2))
+    try:
+        while not context.join(timeout=0):  # raises the error of a worker
+            with suppress(queue.Empty):
+                advance(counts.get(timeout=0.2))
+    except torch.multiprocessing.ProcessExitedException as error:
+        if error.exit_code == EXIT_PREEMPTED:  # a signal to all, which a worker has noticed first
+            sys.exit(EXIT_PREEMPTED)
+        raise
     with suppress(queue.Empty):
         while True:
             advance(counts.get(timeout=0.2))
@@ -268,7 +275,8 @@ def _worker(
         counts.put(num_clips)
 
     mine = [(split, shards[rank :: len(places)]) for split, shards in work]
-    run_here(build(choices, text, device), device, mine, latents, advance)
+    with exit_when_preempted():
+        run_here(build(choices, text, device), device, mine, latents, advance)
 
 
 def free(device: torch.device) -> None:

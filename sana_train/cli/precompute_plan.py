@@ -13,6 +13,7 @@ from sana_train.cli.precompute_job import Encoders, Split, holes_of, pairings
 from sana_train.cli.precompute_measure import seconds_per_clip
 from sana_train.data.latents import latent_dtype
 from sana_train.data.staging import partial_folder
+from sana_train.data.tars import index_path
 from sana_train.types import LatentSpec
 
 _SHOWN_HOLES = 10
@@ -25,7 +26,7 @@ def sizes(specs: Mapping[str, LatentSpec], splits: Sequence[Split], dtype: str) 
         ValueError: clips do not fit a latent grid, two spaces do not pair, or the disk is too small.
     """
     root = splits[0].root
-    lines, total = [f"latents in {dtype} to {root}"], 0
+    lines, total, total_left = [f"latents in {dtype} to {root}"], 0, 0
     for split in splits:
         num_mine, num_all = sum(map(len, split.mine.values())), len(split.clips)
         of_all = "" if num_mine == num_all else f" of {num_all:,}"
@@ -35,9 +36,12 @@ def sizes(specs: Mapping[str, LatentSpec], splits: Sequence[Split], dtype: str) 
         pairs = pairings(specs, split.clips.video)
         for label, spec in specs.items():
             shape = spec.latent_shape(split.clips.video)
-            num_bytes = math.prod(shape) * latent_dtype(dtype).itemsize * num_mine
-            total += num_bytes
-            lines.append(f"  {label:<13}  {' x '.join(map(str, shape)):<20}  {_size(num_bytes):>10}")
+            clip_bytes = math.prod(shape) * latent_dtype(dtype).itemsize
+            total += clip_bytes * num_mine
+            total_left += clip_bytes * _num_left(split, label)
+            lines.append(
+                f"  {label:<13}  {' x '.join(map(str, shape)):<20}  {_size(clip_bytes * num_mine):>10}"
+            )
         for (first, second), pairing in pairs.items():
             frames = f"{pairing.frames.start}..{pairing.frames.stop - 1}"
             lines.append(
@@ -45,10 +49,23 @@ def sizes(specs: Mapping[str, LatentSpec], splits: Sequence[Split], dtype: str) 
                 "whole latents"
             )
     free = shutil.disk_usage(next(each for each in (root, *root.absolute().parents) if each.exists())).free
-    lines.append(f"{_size(total)} of latents exactly, text beside them; {_size(free)} are free there")
-    if total > free:
+    lines.append(
+        f"{_size(total)} of latents exactly, {_size(total_left)} of it still to write, and text; "
+        f"{_size(free)} are free there"
+    )
+    if total_left > free:
         raise ValueError("\n".join([*lines, "too little space; choose another paths.latents, or --split"]))
     return "\n".join([*lines, ""])
+
+
+def _num_left(split: Split, label: str) -> int:
+    """Clips of this task whose shard is not written yet."""
+    folders = (split.target(label), partial_folder(split.target(label)))
+    return sum(
+        len(clips)
+        for shard, clips in split.mine.items()
+        if not any(index_path(folder / split.tar_name(shard)).exists() for folder in folders)
+    )
 
 
 def hours(

@@ -224,10 +224,10 @@ def require_same(path: Path, record: Mapping[str, Any], expected: Mapping[str, A
     found = {key: record.get(key) for key in expected}
     if found != expected:
         raise ValueError(
-            f"the latents in {path} have fingerprint {json_hash(found)}, this run needs "
-            f"{json_hash(dict(expected))}:\n{difference_table(found, expected)}\n"
-            "Go back to the configuration, weights or libraries that made them, or encode the clips again "
-            "(`python -m sana_train.cli.precompute` with this run's overrides and another paths.latents)"
+            f"the latents in {path} have fingerprint {json_hash(found)},\n"
+            f"this run needs {json_hash(dict(expected))}:\n{difference_table(found, expected)}\n"
+            "Go back to the configuration, weights or libraries that made them, or encode the clips again:\n"
+            "`python -m sana_train.cli.precompute` with this run's overrides and another paths.latents"
         )
 
 

@@ -109,7 +109,7 @@ def test_an_error_anywhere_ends_everything_and_leaves_whole_shards(
     if where == "write":
         (tmp_path / "file").touch()
         work[2] = ShardWork(work[2].clips, {"one": tmp_path / "file" / "shard-000002.tar"})
-    with pytest.raises((RuntimeError, OSError), match="trouble|file"):
+    with pytest.raises((RuntimeError, OSError), match=r"trouble|file"):
         encoder({"one": Breaks()}, word_hashes).run(work, load_clip, lambda _: None)
     assert [path for path in tmp_path.rglob(".*") if path.name != ".index.lock"] == []
     whole = [path.name for path in sorted((tmp_path / "one").glob("*.tar"))]
