@@ -18,6 +18,7 @@ from sana_train.text.prompt_cache import (
     FORMAT,
     SPEC_NAME,
     PromptEmbeddings,
+    PromptEncoder,
     prompt_path,
     read_prompts,
     write_prompt,
@@ -41,7 +42,7 @@ def cache_prompts(text: dict[str, Any], file: Path, root: Path, device: torch.de
             f"{text[TARGET]} gives one context of a prompt, the refiner reads two; choose "
             "text=ltx2_connectors"
         )
-    encoder: Any = instantiate(text)
+    encoder: PromptEncoder = instantiate(text)
     if isinstance(encoder, nn.Module):
         encoder.to(device)
     record = {

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from sana_train.data.latents import inspect_latents, latent_sample, working_dtype
-from sana_train.data.pipeline import SideStream, prefetch, start_download
+from sana_train.data.pipeline import SideStream, mark, prefetch, start_download
 from sana_train.data.shards import HOLE_CAPTION
 from sana_train.data.tars import write_tar
 from sana_train.protocols import Autoencoder, TextEncoder
@@ -67,9 +67,9 @@ class _Decoded:
     names: tuple[str, ...]  # of the autoencoders that this shard is missing
     clips: list[LoadedClip]
     video: Tensor  # (B, 3, F, H, W) uint8; zeros for a hole, so that no batch has another shape for it
-    context: Tensor  # (B, S, D) on the host, whole at the mark
-    mask: Tensor  # (B, S) likewise
-    mark: torch.cuda.Event | None
+    context: Tensor  # (B, S, D) on the host
+    mask: Tensor  # (B, S) on the host
+    made: torch.cuda.Event | None  # when video, context and mask are whole
 
 
 @dataclass(frozen=True)
@@ -187,8 +187,8 @@ class ShardEncoder:
                 # Here, because a language model's own copies make its thread wait for the stream.
                 captions = [clip.info["caption"] for clip in loaded]
                 context, mask = map(start_download, self.text_encoder.encode(captions))
-                mark = self._side.mark()
-            yield _Decoded(shard, names, without_pixels, video, context, mask, mark)
+                made = self._side.mark()
+            yield _Decoded(shard, names, without_pixels, video, context, mask, made)
 
     @torch.no_grad()
     def _encode(self, decoded: Generator[_Decoded, None, None]) -> Generator[EncodedBatch, None, None]:
@@ -197,11 +197,11 @@ class ShardEncoder:
         with ExitStack() as stack:
             stack.enter_context(torch.cuda.device(self.device) if is_cuda else nullcontext())
             for batch in stack.enter_context(closing(prefetch(decoded, _BATCHES_AHEAD))):
-                pixels = self.to_pixels(self._side.receive(batch.video, batch.mark))
+                pixels = self.to_pixels(self._side.receive(batch.video, batch.made))
                 latents = {name: self._encode_by(self.autoencoders[name], pixels) for name in batch.names}
-                # Behind the mark, so it tells of the context, too.
-                event = torch.cuda.current_stream().record_event() if is_cuda else None
-                yield EncodedBatch(batch.shard, batch.clips, latents, batch.context, batch.mask, event)
+                # This stream has waited for the context, so the event tells of that, too.
+                done = mark(torch.cuda.current_stream(self.device) if is_cuda else None)
+                yield EncodedBatch(batch.shard, batch.clips, latents, batch.context, batch.mask, done)
 
     def _encode_by(self, autoencoder: Autoencoder, pixels: Tensor) -> Tensor:
         latents = autoencoder.encode(pixels.to(working_dtype(autoencoder)))

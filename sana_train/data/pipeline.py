@@ -89,7 +89,7 @@ class SideStream:
 
     def mark(self) -> torch.cuda.Event | None:
         """What tells when all that was queued here is done."""
-        return None if self._stream is None else self._stream.record_event()
+        return mark(self._stream)
 
     def receive(self, tensor: Tensor, mark: torch.cuda.Event | None) -> Tensor:
         """Have the current stream wait for ``tensor``, made here before ``mark``, in what it does next."""
@@ -98,6 +98,15 @@ class SideStream:
             stream.wait_event(mark)
             tensor.record_stream(stream)  # its memory is not reused while this stream still reads it
         return tensor
+
+
+def mark(stream: torch.cuda.Stream | None) -> torch.cuda.Event | None:
+    """What happens when all that ``stream`` was given so far is done; None for None."""
+    if stream is None:
+        return None
+    event = torch.cuda.Event()
+    event.record(stream)
+    return event
 
 
 def start_download(tensor: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ A folder: ``spec.json`` (who encoded the prompts, by fingerprint), ``prompts.jso
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -34,6 +35,16 @@ class PromptEmbeddings:
     video: Tensor
     audio: Tensor
     mask: Tensor
+
+
+class PromptEncoder(Protocol):
+    """What encodes prompts for a refiner; any class with these members fits."""
+
+    max_tokens: int
+
+    def embed(self, prompts: Sequence[str]) -> PromptEmbeddings: ...
+
+    def fingerprint(self) -> str: ...
 
 
 def read_prompts(path: Path) -> list[str]:
