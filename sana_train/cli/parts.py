@@ -24,7 +24,15 @@ from sana_train.cli.instantiate import instantiate
 from sana_train.cli.schema import TARGET
 from sana_train.cli.targets import arguments_of, resolve_target
 from sana_train.data.bank import banked_clips
-from sana_train.data.latents import LatentClips, find_latents, latent_fingerprint, precompute_latents
+from sana_train.data.latents import (
+    LatentClips,
+    clip_fields,
+    find_latents,
+    latent_fingerprint,
+    precompute_latents,
+    space_fields,
+    text_fields,
+)
 from sana_train.data.pixels import ResidentPixels
 from sana_train.models.checkpoint import build_empty, load_dit, read_state
 from sana_train.models.flops import training_flops
@@ -198,7 +206,7 @@ class Parts:
         if mode == "resident":
             return self._resident(autoencoder)
         if mode == "precomputed":
-            return self._precomputed(autoencoder, "train"), self._precomputed(autoencoder, "heldout")
+            return self._precomputed(autoencoder)
         return self._cached(name, autoencoder, "train"), self._cached(name, autoencoder, "heldout")
 
     def clips_for(self, task: Task) -> tuple[ClipSource, ClipSource]:
@@ -238,11 +246,15 @@ class Parts:
         )
         return self._opened(out, expected)
 
-    def _precomputed(self, autoencoder: Autoencoder, split: str) -> ClipSource:
-        source = self.pixels[0 if split == "train" else 1]
-        dtype = self._section("latents").dtype
-        expected = latent_fingerprint(source, autoencoder, self.text_encoder, dtype)  # type: ignore[arg-type]
-        return self._opened(find_latents(Path(self.cfg.paths.latents) / split, expected), expected)
+    def _precomputed(self, autoencoder: Autoencoder) -> tuple[ClipSource, ClipSource]:
+        encoders = space_fields(autoencoder, self._section("latents").dtype) | text_fields(self.text_encoder)
+        opened = []
+        for split, source in zip(("train", "heldout"), self.pixels, strict=True):
+            expected = encoders | clip_fields(source)  # type: ignore[arg-type]
+            opened.append(
+                self._opened(find_latents(Path(self.cfg.paths.latents) / split, expected), expected)
+            )
+        return opened[0], opened[1]
 
     def _opened(self, folder: Path, expected: dict[str, Any]) -> ClipSource:
         clips = LatentClips(folder, expected)

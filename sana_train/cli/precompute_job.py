@@ -26,10 +26,12 @@ from sana_train.cli.vae_choice import Choice
 from sana_train.data.encode_shards import LoadedClip, ShardEncoder, ShardWork, hole
 from sana_train.data.latents import (
     SPEC_NAME,
+    clip_fields,
     inspect_latents,
     latent_dtype,
-    latent_fingerprint,
     latent_record,
+    space_fields,
+    text_fields,
 )
 from sana_train.data.shards import ShardClips
 from sana_train.data.staging import begin_shared_folder, publish_if_complete
@@ -150,10 +152,11 @@ def begin(splits: Sequence[Split], encoders: Encoders, dtype: str) -> dict[tuple
     Raises:
         ValueError: what lies there was made by something else.
     """
-    folders = {}
-    for split in splits:
-        for label, autoencoder in encoders.autoencoders.items():
-            fingerprint = latent_fingerprint(split.clips, autoencoder, encoders.text, dtype)
+    text, folders = text_fields(encoders.text), {}
+    for label, autoencoder in encoders.autoencoders.items():
+        space = space_fields(autoencoder, dtype)
+        for split in splits:
+            fingerprint = space | text | clip_fields(split.clips)
             record = latent_record(fingerprint, num_shards=len(split.clips.folder.tars))
             folders[split.name, label] = begin_shared_folder(split.target(label), SPEC_NAME, record)
     return folders

@@ -14,7 +14,7 @@ import itertools
 import queue
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, nullcontext, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from sana_train.data.latents import inspect_latents, latent_sample, working_dtype
-from sana_train.data.pipeline import SideStream, mark, prefetch, start_download
+from sana_train.data.pipeline import SideStream, current, mark, prefetch, start_download
 from sana_train.data.shards import HOLE_CAPTION
 from sana_train.data.tars import write_tar
 from sana_train.protocols import Autoencoder, TextEncoder
@@ -172,30 +172,33 @@ class ShardEncoder:
             if not ahead:
                 return
             shard, futures = ahead.pop(0)
-            loaded = [future.result() for future in futures]
-            shape = (len(loaded), 3, self.video.frames, self.video.height_px, self.video.width_px)
-            host = self._side.host_empty(shape, torch.uint8)
-            for row, clip in enumerate(loaded):
-                if clip.video is None:
-                    host[row].zero_()
-                else:
-                    host[row].copy_(clip.video)
-            without_pixels = [LoadedClip(clip.key, None, clip.info) for clip in loaded]
-            names = tuple(work[shard].targets)
-            with self._side:
-                video = self._side.upload(host)
-                # Here, because a language model's own copies make its thread wait for the stream.
-                captions = [clip.info["caption"] for clip in loaded]
-                context, mask = map(start_download, self.text_encoder.encode(captions))
-                made = self._side.mark()
-            yield _Decoded(shard, names, without_pixels, video, context, mask, made)
+            with current(self.device):
+                batch = self._stack(shard, tuple(work[shard].targets), [each.result() for each in futures])
+            yield batch
+
+    def _stack(self, shard: int, names: tuple[str, ...], clips: list[LoadedClip]) -> _Decoded:
+        """The clips of a batch as one tensor on the device, and their captions encoded there."""
+        shape = (len(clips), 3, self.video.frames, self.video.height_px, self.video.width_px)
+        host = self._side.host_empty(shape, torch.uint8)
+        for row, clip in enumerate(clips):
+            if clip.video is None:
+                host[row].zero_()
+            else:
+                host[row].copy_(clip.video)
+        with self._side:
+            video = self._side.upload(host)
+            # Here, because a language model's own copies make its thread wait for the stream.
+            captions = [clip.info["caption"] for clip in clips]
+            context, mask = map(start_download, self.text_encoder.encode(captions))
+            made = self._side.mark()
+        without_pixels = [LoadedClip(clip.key, None, clip.info) for clip in clips]
+        return _Decoded(shard, names, without_pixels, video, context, mask, made)
 
     @torch.no_grad()
     def _encode(self, decoded: Generator[_Decoded, None, None]) -> Generator[EncodedBatch, None, None]:
         is_cuda = self.device.type == "cuda"
-        # The current device belongs to a thread, and this runs in one of its own.
         with ExitStack() as stack:
-            stack.enter_context(torch.cuda.device(self.device) if is_cuda else nullcontext())
+            stack.enter_context(current(self.device))
             for batch in stack.enter_context(closing(prefetch(decoded, _BATCHES_AHEAD))):
                 pixels = self.to_pixels(self._side.receive(batch.video, batch.made))
                 latents = {name: self._encode_by(self.autoencoders[name], pixels) for name in batch.names}

@@ -50,24 +50,41 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 def latent_fingerprint(
     source: FixedSource, autoencoder: Autoencoder, text_encoder: TextEncoder, dtype: str
 ) -> dict[str, Any]:
-    """All that latents depend on, a field each.
+    """All that latents depend on, a field each; at true size its hashes take a while.
 
     Args:
         autoencoder: with the weights as they were loaded, before a cast to ``dtype``.
         dtype: of the latents on disk and, where the autoencoder has weights, of its arithmetic.
     """
-    is_file = isinstance(source, ShardClips)
+    return space_fields(autoencoder, dtype) | text_fields(text_encoder) | clip_fields(source)
+
+
+def space_fields(autoencoder: Autoencoder, dtype: str) -> dict[str, Any]:
+    """The part of ``latent_fingerprint`` that tells of the autoencoder."""
     return {
         "autoencoder": type(autoencoder).__name__,
         "autoencoder_fingerprint": autoencoder.fingerprint(),
         "latent_spec": autoencoder.spec.to_dict(),
         "dtype": dtype,
-        "decoder": decoder_version() if is_file else "none, clips are rendered",
-        "transform": source.transform if is_file else "none, clips are rendered",
+    }
+
+
+def text_fields(text_encoder: TextEncoder) -> dict[str, Any]:
+    """The part of ``latent_fingerprint`` that tells of the text encoder."""
+    return {
         "text_encoder": type(text_encoder).__name__,
         "text_fingerprint": text_encoder.fingerprint(),
         "max_tokens": text_encoder.max_tokens,
         "text_dim": text_encoder.dim,
+    }
+
+
+def clip_fields(source: FixedSource) -> dict[str, Any]:
+    """The part of ``latent_fingerprint`` that tells of the clips."""
+    is_file = isinstance(source, ShardClips)
+    return {
+        "decoder": decoder_version() if is_file else "none, clips are rendered",
+        "transform": source.transform if is_file else "none, clips are rendered",
         "clips_fingerprint": source.fingerprint(),
         "num_clips": len(source),
     }

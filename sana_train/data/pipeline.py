@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Generator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -61,6 +62,11 @@ def prefetch(items: Generator[T, None, None], depth: int) -> Generator[T, None, 
     finally:
         stop.set()
         thread.join()
+
+
+def current(device: torch.device) -> AbstractContextManager[Any]:
+    """``device`` as the calling thread's own: each thread begins with the first GPU, whatever others chose."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 class SideStream:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,15 @@ from sana_train.text.prompt_cache import PromptCache
 ROOT = Path(__file__).parents[2]
 SIZE = (17, 64, 64)
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_the_cpu() -> Iterator[None]:
+    """Whatever the machine has: numbers are held against a CPU's."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (precompute, precompute_job):
+            patch.setattr(module, "devices", lambda: [CPU])
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -301,7 +311,7 @@ def killed(clips: Path, tmp_path: Path) -> Path:
     code = _KILLED.format(flag=str(flag))
     process = subprocess.Popen(
         [sys.executable, "-c", code, *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.DEVNULL,
     )
     first = out / "train" / ".dcae_v_tiny.partial" / "shard-000000.index.json"
@@ -342,6 +352,26 @@ def test_several_processes_write_what_one_does(
     monkeypatch.setattr(precompute, "devices", lambda: [CPU, CPU])
     run(clips, tmp_path, "--split", "train")
     assert contents(tmp_path / "train" / "dcae_v_tiny") == contents(paired / "train" / "dcae_v_tiny")
+
+
+@pytest.mark.gpu
+def test_gpus_write_what_an_encoder_on_one_gives(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    for module in (precompute, precompute_job):
+        monkeypatch.setattr(module, "devices", lambda: gpus)
+    run(clips, tmp_path, options="--autoencoder ltx2_tiny --autoencoder dcae_v_tiny")
+    config = load(compose_config(overrides(clips, tmp_path, "trainer.accelerator=gpu")))
+    on_gpu = Parts(config, gpus[0])
+    cached, _ = on_gpu.encoded("target", on_gpu.autoencoder)
+    pixels = on_gpu.pixels[0].batch(range(10))
+    assert pixels.video is not None
+    with torch.no_grad():
+        truth = torch.cat([on_gpu.autoencoder.encode(part) for part in pixels.video.cuda().split([4, 4, 2])])
+    latents = cached.batch(range(10)).latents
+    assert latents is not None
+    torch.testing.assert_close(latents, truth, rtol=1e-3, atol=1e-3)
 
 
 def test_a_dry_run_predicts_to_the_byte_and_writes_nothing(
