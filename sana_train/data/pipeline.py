@@ -65,7 +65,7 @@ def prefetch(items: Generator[T, None, None], depth: int) -> Generator[T, None, 
 
 
 def current(device: torch.device) -> AbstractContextManager[Any]:
-    """``device`` as the calling thread's own: each thread begins with the first GPU, whatever others chose."""
+    """``device`` as the calling thread's own; a new thread has the first GPU, whatever others chose."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
