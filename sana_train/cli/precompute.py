@@ -181,7 +181,7 @@ def slurm_part(environment: Mapping[str, str]) -> tuple[int, int]:
 
 def _choices(config: RunConfig, given: Sequence[Sequence[str]] | None) -> list[Choice]:
     if given is not None:
-        return read_choices(given)
+        return read_choices(given, config.paths)
     node = config.autoencoder
     if node is None:
         raise ValueError("the configuration has no autoencoder; name some with --autoencoder")

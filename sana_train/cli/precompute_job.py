@@ -104,7 +104,7 @@ def read_split(config: RunConfig, name: str, part: tuple[int, int]) -> Split:
         ValueError: they are not files.
     """
     node = getattr(config.data, name)
-    clips = instantiate(node) if "device" not in node else None
+    clips = instantiate(node)
     if not isinstance(clips, ShardClips):
         raise ValueError(
             f"data.{name} is {node[TARGET]}, which renders; precompute reads video shards: choose "

@@ -110,7 +110,7 @@ def mark(stream: torch.cuda.Stream | None) -> torch.cuda.Event | None:
     """What happens when all that ``stream`` was given so far is done; None for None."""
     if stream is None:
         return None
-    event = torch.cuda.Event()
+    event = torch.cuda.Event(blocking=True)  # who waits for it sleeps: decoding wants the core
     event.record(stream)
     return event
 

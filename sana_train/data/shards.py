@@ -152,7 +152,7 @@ class ShardClips:
     def transform(self) -> str:
         """What is done to a clip between its file and an autoencoder."""
         size = f"{self.video.height_px}x{self.video.width_px} px"
-        return f"first {self.video.frames} frames of {size}, neither cropped nor scaled, at the file's fps"
+        return f"first {self.video.frames} frames, {size}, no crop, no scaling, the file's fps"
 
     def _report(self, index: int, problem: str) -> None:
         if index not in self.holes:

@@ -162,7 +162,7 @@ def test_another_cut_or_decoder_at_training_time_is_an_error(
     clips: Path, paired: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shorter = parts(clips, paired, "data.train.frames=9")
-    with pytest.raises(ValueError, match=r"transform +found +first 17 frames .*\n +wanted +first 9 frames"):
+    with pytest.raises(ValueError, match=r"transform +found +first 17 frames, .*\n +wanted +first 9 frames,"):
         shorter.encoded("target", shorter.autoencoder)
     monkeypatch.setattr("sana_train.data.latents.decoder_version", lambda: "libavcodec 1.2.3")
     newer = parts(clips, paired)
@@ -391,6 +391,9 @@ def test_a_dry_run_predicts_to_the_byte_and_writes_nothing(
     assert "minutes" in shown
     assert "by a probe of" in shown
     assert max(map(len, shown.replace(str(tmp_path), "").splitlines())) <= 100
+    elsewhere = f"paths.weights={tmp_path / 'none'}"  # of named autoencoders, too
+    run(clips, tmp_path / "l", elsewhere, options="--dry-run --autoencoder dcae_v_tiny")
+    assert f"weights of dcae_v_tiny: {tmp_path / 'none' / 'dcae_v'}" in capsys.readouterr().out
     run(clips, tmp_path / "l", options="--dry-run --autoencoder dcae_v_tiny weights=no/where")
     assert "hours: unknown without the weights of dcae_v_tiny: no/where" in capsys.readouterr().out
 
