@@ -38,11 +38,12 @@ import torch
 from sana_train.cli.config import RunConfig
 from sana_train.cli.load import load
 from sana_train.cli.precompute_job import (
+    Encoders,
     Split,
+    alone,
     begin,
     build,
     devices,
-    free,
     publish,
     read_split,
     run_everywhere,
@@ -129,33 +130,41 @@ def precompute(config: RunConfig, choices: Sequence[Choice], splits: Sequence[Sp
         sys.stdout.write(f"hours: unknown without the weights of {'; '.join(missing)}\n")
         return
     _require(missing)
-    text, places = _local_text(config), devices()
-    encoders = build(choices, text, places[0])
+    encoders = build(choices, _local_text(config), devices()[0])
     if dry_run:
         num_clips = sum(len(clips) for split in splits for clips in split.mine.values())
-        sys.stdout.write(
-            f"{hours(encoders, splits, config.latents, places, num_clips)}\nnothing was encoded\n"
-        )
+        sys.stdout.write(hours(encoders, splits, config.latents, devices(), num_clips))
+        sys.stdout.write("\nnothing was encoded\n")
         return
+    with alone(splits):
+        num_clips, took_s = _encode(config, choices, splits, encoders)
+        published = publish(splits, list(specs))
+    sys.stdout.write(summary(splits, published, num_clips, took_s))
+
+
+def _encode(
+    config: RunConfig, choices: Sequence[Choice], splits: Sequence[Split], encoders: Encoders
+) -> tuple[int, float]:
+    """Encode what is missing of this task's shards: how many clips, in how many seconds."""
+    assert config.latents is not None
     folders = begin(splits, encoders, config.latents.dtype)
     work = [(split, work_left(split, folders)) for split in splits]
     num_clips = sum(len(shard.clips) for _, shards in work for shard in shards)
     num_left, num_mine = sum(len(shards) for _, shards in work), sum(len(split.mine) for split in splits)
     sys.stdout.write(f"{num_mine - num_left} of {num_mine} shards are done already\n")
-    if num_clips:
-        sys.stdout.write(hours(encoders, splits, config.latents, places, num_clips) + "\n")
+    if not num_clips:
+        return 0, 0.0
+    places = devices()
+    sys.stdout.write(hours(encoders, splits, config.latents, places, num_clips) + "\n")
     sys.stdout.flush()  # in a log, before hours of work
     started_s = time.monotonic()
-    if num_clips:
-        with ClipProgress("encoding clips", num_clips) as progress:
-            if len(places) == 1:
-                run_here(encoders, places[0], work, config.latents, progress.advance)
-            else:
-                del encoders
-                free(places[0])
-                run_everywhere(choices, text, places, work, config.latents, progress.advance)
-    published = publish(splits, list(specs))
-    sys.stdout.write(summary(splits, published, num_clips, time.monotonic() - started_s))
+    with ClipProgress("encoding clips", num_clips) as progress:
+        if len(places) == 1:
+            run_here(encoders, places[0], work, config.latents, progress.advance)
+        else:
+            encoders.leave()  # each process has its own
+            run_everywhere(choices, _local_text(config), places, work, config.latents, progress.advance)
+    return num_clips, time.monotonic() - started_s
 
 
 def slurm_part(environment: Mapping[str, str]) -> tuple[int, int]:

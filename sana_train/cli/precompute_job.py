@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import queue
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -38,6 +37,7 @@ from sana_train.data.staging import begin_shared_folder, publish_if_complete
 from sana_train.data.tars import is_whole, load_index
 from sana_train.protocols import Autoencoder, TextEncoder
 from sana_train.types import LatentSpec, VideoShape
+from sana_train.utils.files import one_at_a_time
 
 SEED = 0  # of random weights
 
@@ -65,17 +65,26 @@ class Encoders:
             max(1, num_cores() // len(devices())),
         )
 
+    def leave(self) -> None:
+        """Make room on the device; none of this can be used any more."""
+        for each in (*self.autoencoders.values(), self.text):
+            if isinstance(each, nn.Module):
+                each.to("meta")
+        torch.cuda.empty_cache()  # does nothing without a GPU
+
 
 @dataclass(frozen=True)
 class Split:
     """The clips of ``train`` or ``heldout`` and where their latents go.
 
     Attributes:
-        mine: the clips of each shard that is this task's, by the shard's number.
+        part: (I, N), this task's shards being I, I + N ...
+        mine: the clips of each of these shards, by the shard's number.
     """
 
     name: str
     clips: ShardClips
+    part: tuple[int, int]
     mine: dict[int, range]
     root: Path
 
@@ -112,7 +121,7 @@ def read_split(config: RunConfig, name: str, part: tuple[int, int]) -> Split:
         )
     index, count = part
     mine = {s: r for s, r in enumerate(clips.folder.clips_of_tars()) if s % count == index}
-    return Split(name, clips, mine, Path(config.paths.latents))
+    return Split(name, clips, part, mine, Path(config.paths.latents))
 
 
 def pairings(specs: Mapping[str, LatentSpec], video: VideoShape) -> dict[tuple[str, str], FramePairing]:
@@ -144,6 +153,18 @@ def build(choices: Sequence[Choice], text: dict[str, Any], device: torch.device)
     if isinstance(encoder, nn.Module):
         encoder.to(device).requires_grad_(False).eval()
     return Encoders(autoencoders, encoder)
+
+
+@contextmanager
+def alone(splits: Sequence[Split]) -> Iterator[None]:
+    """Processes with the same shards, such as a task and its requeued self, enter one after the other."""
+    with ExitStack() as stack:
+        for split in splits:
+            folder = split.root / split.name
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = folder / f".part-{split.part[0]}-of-{split.part[1]}.lock"
+            stack.enter_context(one_at_a_time(lock))
+        yield
 
 
 def begin(splits: Sequence[Split], encoders: Encoders, dtype: str) -> dict[tuple[str, str], Path]:
@@ -280,10 +301,3 @@ def _worker(
     mine = [(split, shards[rank :: len(places)]) for split, shards in work]
     with exit_when_preempted():
         run_here(build(choices, text, device), device, mine, latents, advance)
-
-
-def free(device: torch.device) -> None:
-    """Give back the memory of encoders that went out of use."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
