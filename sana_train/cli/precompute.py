@@ -2,9 +2,9 @@
 
 Overrides are those of the run that will train; it reads the result with latents.mode=precomputed.
 Clips are data.train and data.heldout, captions go through `text`, latents to paths.latents, as
-<split>/<autoencoder>/: one shard for each clip shard, with its name, its keys and its order. Several
-autoencoders share one decoding of the clips, so their folders are paired clip by clip; the plan says
-which frames both code.
+<split>/<autoencoder>/: one shard for each clip shard, with its name, its keys and its order.
+Several autoencoders share one decoding of the clips, so their folders are paired clip by clip; the
+plan says which frames both code.
 
 All visible GPUs work, a process each; without one, the CPU. A SLURM array shares the shards: each
 task takes every N-th, and whichever finishes the last shard publishes the folder. The same command
@@ -14,7 +14,7 @@ folder was found to be this command's. GB and hours are told before anything is 
   --dry-run    the plan alone: nothing is written but the index beside clip shards that have none
   --measure N  nothing is kept: clips/s of the bare autoencoders on N clips that lie on the device,
                of the whole pipeline from decoded clips in host memory, and of decoding
-  --prompts F  no clips: each prompt of F (a line each) through text=ltx2_connectors, for the refiner
+  --prompts F  no clips: each prompt of F (one a line) through text=ltx2_connectors, for the refiner
 
 examples:
   python -m sana_train.cli.precompute scale=2b data.train.path=clips/a data.heldout.path=clips/b
