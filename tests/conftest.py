@@ -1,4 +1,4 @@
-"""Skips with a reason what this machine cannot run; a tiny Gemma-2 for tests of several folders."""
+"""Skips with a reason what this machine cannot run; tiny text encoders for tests of several folders."""
 
 from __future__ import annotations
 
@@ -57,6 +57,55 @@ def tiny_gemma2(tmp_path_factory: pytest.TempPathFactory) -> Path:
         attn_logit_softcapping=2.0,  # so that it matters whether logits are capped
     )
     Gemma2ForCausalLM(config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_ltx2_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """LTX-2's text side as on the hub, random: Gemma-3 of width 16, connectors with 8 registers, in fp32."""
+    import torch
+    from diffusers.pipelines.ltx2 import LTX2TextConnectors
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    path = tmp_path_factory.mktemp("ltx2_text")
+    tokenizer = _tiny_tokenizer()
+    tokenizer.save_pretrained(path / "tokenizer")
+    torch.manual_seed(0)
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "initializer_range": 0.6,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window": 4,
+    }
+    vision = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "image_size": 8,
+        "patch_size": 4,
+    }
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    Gemma3ForConditionalGeneration(config).save_pretrained(path / "text_encoder")
+    LTX2TextConnectors(
+        caption_channels=16,
+        text_proj_in_factor=3,
+        video_connector_num_attention_heads=2,
+        video_connector_attention_head_dim=8,
+        video_connector_num_layers=1,
+        video_connector_num_learnable_registers=8,
+        audio_connector_num_attention_heads=2,
+        audio_connector_attention_head_dim=8,
+        audio_connector_num_layers=1,
+        audio_connector_num_learnable_registers=8,
+    ).save_pretrained(path / "connectors")
     return path
 
 

@@ -75,6 +75,7 @@ def test_shipped_files_are_small() -> None:
     "script",
     [
         "slurm/train.sbatch",
+        "slurm/precompute.sbatch",
         ".ci/run",
         "experiments/ltx_adapt_tiny/run.sh",
         "experiments/tiny_parts/train.sh",

@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "slurm" / "train.sbatch"
+PRECOMPUTE = ROOT / "slurm" / "precompute.sbatch"
 
 
 @pytest.fixture
@@ -21,21 +22,25 @@ def cluster(tmp_path: Path) -> dict[str, str]:
     return {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(ROOT)}
 
 
-def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["bash", str(SCRIPT), *arguments], env=environment, capture_output=True, text=True)
+def run(
+    environment: dict[str, str], *arguments: str, script: Path = SCRIPT
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["bash", str(script), *arguments], env=environment, capture_output=True, text=True)
 
 
-def directives() -> set[str]:
-    lines = SCRIPT.read_text().splitlines()
+def directives(script: Path) -> set[str]:
+    lines = script.read_text().splitlines()
     return {line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")}
 
 
-def test_survives_preemption() -> None:
-    assert {"--requeue", "--open-mode=append", "--signal=USR1@120"} <= directives()
+@pytest.mark.parametrize("script", [SCRIPT, PRECOMPUTE], ids=lambda path: path.stem)
+def test_survives_preemption(script: Path) -> None:
+    assert {"--requeue", "--open-mode=append", "--signal=USR1@120"} <= directives(script)
 
 
-def test_directives_precede_every_command() -> None:
-    lines = SCRIPT.read_text().splitlines()
+@pytest.mark.parametrize("script", [SCRIPT, PRECOMPUTE], ids=lambda path: path.stem)
+def test_directives_precede_every_command(script: Path) -> None:
+    lines = script.read_text().splitlines()
     first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
     assert not [line for line in lines[first_command:] if line.startswith("#SBATCH")]
 
@@ -71,6 +76,20 @@ def test_requeues_a_run_that_was_stopped(
     done = run({**cluster, "SLURM_JOB_ID": "17"})
     assert done.returncode == code
     assert ("scontrol requeue 17" in done.stdout.splitlines()) == requeued
+
+
+def test_a_task_of_an_array_requeues_itself_alone(cluster: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "srun").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\nexit 75\n')
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text('#!/bin/bash\necho "scontrol $*"\n')
+    scontrol.chmod(0o755)
+    task = {"SLURM_JOB_ID": "19", "SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "2"}
+    done = run({**cluster, **task}, "scale=2b", "--split", "train", script=PRECOMPUTE)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 75, done.stderr
+    given = lines[lines.index("-m") + 1 : lines.index("-m") + 5]
+    assert given == ["sana_train.cli.precompute", "scale=2b", "--split", "train"]
+    assert "scontrol requeue 17_2" in lines
 
 
 def test_settings_of_a_cluster_are_sourced(cluster: dict[str, str], tmp_path: Path) -> None:

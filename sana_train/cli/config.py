@@ -27,6 +27,7 @@ class PathsConfig:
 
     runs: str  # run directories
     data: str  # rendered clips and latent shards
+    latents: str  # what sana_train.cli.precompute wrote, for latents.mode=precomputed
     weights: str  # shipped tiny weights
     prompts: str  # shipped texts that language models read before captions
     models: str  # local copies of published weights, looked at before the hub's cache
@@ -121,9 +122,11 @@ class LatentsConfig:
     """How clips become latents."""
 
     # cached: encoded once to latent shards; resident: encoded once per process and kept on the device;
-    # online: encoded anew in every step; auto: online on a GPU, cached on a CPU.
-    mode: Literal["auto", "cached", "resident", "online"]
+    # online: encoded anew in every step; auto: online on a GPU, cached on a CPU; precomputed: read from
+    # paths.latents and never made here.
+    mode: Literal["auto", "cached", "resident", "online", "precomputed"]
     batch_size: int  # clips encoded at a time
+    dtype: Literal["bfloat16", "float32"]  # of cached and precomputed latents, and of what encodes them
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ _READ = {  # by the configuration's section
         "text_encoder/*.json",
         "text_encoder/*.safetensors",
         "tokenizer/*",
+        "connectors/*.json",
+        "connectors/*.safetensors",
     ),
     "source": _DIT,
     "convergence": _DIT,  # a reference that is a DiT; levels are a file of their own

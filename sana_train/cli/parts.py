@@ -7,7 +7,6 @@ unless it needs a part that no run had before.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from functools import cached_property
@@ -25,13 +24,22 @@ from sana_train.cli.instantiate import instantiate
 from sana_train.cli.schema import TARGET
 from sana_train.cli.targets import arguments_of, resolve_target
 from sana_train.data.bank import banked_clips
-from sana_train.data.latents import LatentClips, precompute_latents
+from sana_train.data.latents import (
+    LatentClips,
+    clip_fields,
+    find_latents,
+    latent_fingerprint,
+    precompute_latents,
+    space_fields,
+    text_fields,
+)
 from sana_train.data.pixels import ResidentPixels
 from sana_train.models.checkpoint import build_empty, load_dit, read_state
 from sana_train.models.flops import training_flops
 from sana_train.models.sana_video import SanaVideoDiT
 from sana_train.protocols import Autoencoder, ClipSource, Reader, ReadsEmptyCaptions, Task, TextEncoder
 from sana_train.types import VideoShape
+from sana_train.utils.hashing import json_hash
 
 _NUM_SAMPLES = {"cuda": 256, "cpu": 32}  # intervals of a few points; on a CPU, what seconds allow
 _RESIDENT_BYTES = 2**31  # a smaller cache of latents is kept in memory, a larger one is read as it is needed
@@ -197,6 +205,8 @@ class Parts:
             return self.pixels
         if mode == "resident":
             return self._resident(autoencoder)
+        if mode == "precomputed":
+            return self._precomputed(autoencoder)
         return self._cached(name, autoencoder, "train"), self._cached(name, autoencoder, "heldout")
 
     def clips_for(self, task: Task) -> tuple[ClipSource, ClipSource]:
@@ -219,10 +229,11 @@ class Parts:
 
     def _cached(self, name: str, autoencoder: Autoencoder, split: str) -> ClipSource:
         source = self.pixels[0 if split == "train" else 1]
+        dtype = self._section("latents").dtype
+        expected = latent_fingerprint(source, autoencoder, self.text_encoder, dtype)  # type: ignore[arg-type]
         # Other clips or encoders make another folder, so that two runs never fight over one cache.
-        made_by = (source.fingerprint(), autoencoder.fingerprint(), self.text_encoder.fingerprint())  # type: ignore[attr-defined]
-        digest = hashlib.sha256("/".join(made_by).encode()).hexdigest()[:12]
-        out = Path(self.cfg.paths.data) / "latents" / self.cfg.scale / f"{name}-{split}-{digest}"
+        folder = f"{name}-{split}-{json_hash(expected)[:12]}"
+        out = Path(self.cfg.paths.data) / "latents" / self.cfg.scale / folder
         precompute_latents(
             source,  # type: ignore[arg-type]
             autoencoder,
@@ -230,10 +241,24 @@ class Parts:
             out,
             batch_size=self._section("latents").batch_size,
             device=self.device,
+            dtype=dtype,
             description=f"encoding {split} clips, {name} space",
         )
-        clips = LatentClips(out, autoencoder.fingerprint(), self.text_encoder.fingerprint())
-        size = sum(file.stat().st_size for file in out.glob("*.tar"))
+        return self._opened(out, expected)
+
+    def _precomputed(self, autoencoder: Autoencoder) -> tuple[ClipSource, ClipSource]:
+        encoders = space_fields(autoencoder, self._section("latents").dtype) | text_fields(self.text_encoder)
+        opened = []
+        for split, source in zip(("train", "heldout"), self.pixels, strict=True):
+            expected = encoders | clip_fields(source)  # type: ignore[arg-type]
+            opened.append(
+                self._opened(find_latents(Path(self.cfg.paths.latents) / split, expected), expected)
+            )
+        return opened[0], opened[1]
+
+    def _opened(self, folder: Path, expected: dict[str, Any]) -> ClipSource:
+        clips = LatentClips(folder, expected)
+        size = sum(file.stat().st_size for file in folder.glob("*.tar"))
         return clips.resident(self.device) if size < _RESIDENT_BYTES else clips
 
     def work_per_sample(self, task: Task, train: ClipSource) -> tuple[int | None, int | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,11 @@ class Choice:
         return model.eval().requires_grad_(False).to("cpu")
 
 
-def read_choices(given: Sequence[Sequence[str]]) -> list[Choice]:
+def read_choices(given: Sequence[Sequence[str]], paths: PathsConfig | None = None) -> list[Choice]:
     """``[NAME_OR_YAML, key=value, ...]`` each.
+
+    Args:
+        paths: of a run's configuration; None for the default ones.
 
     Raises:
         ConfigError: no such option or file, or a key or value that its class does not take.
@@ -77,10 +80,10 @@ def read_choices(given: Sequence[Sequence[str]]) -> list[Choice]:
         name if counts[name] == 1 else f"{name}.{names[:position].count(name) + 1}"
         for position, name in enumerate(names)
     ]
-    return [_read(label, words) for label, words in zip(labels, given, strict=True)]
+    return [_read(label, words, paths) for label, words in zip(labels, given, strict=True)]
 
 
-def _read(label: str, words: Sequence[str]) -> Choice:
+def _read(label: str, words: Sequence[str], given_paths: PathsConfig | None) -> Choice:
     path = _yaml_path(words[0])
     yaml_node = read_yaml(path)
     wrong = [word for word in words[1:] if "=" not in word]
@@ -88,7 +91,7 @@ def _read(label: str, words: Sequence[str]) -> Choice:
         raise ConfigError([f"{words[0]}: overrides are key=value, got {wrong[0]!r}"])
     try:
         node = OmegaConf.merge(yaml_node, OmegaConf.from_dotlist(list(words[1:])))
-        paths = OmegaConf.load(CONF_DIR / "train.yaml").paths
+        paths = asdict(given_paths) if given_paths else OmegaConf.load(CONF_DIR / "train.yaml").paths
         config = resolve(OmegaConf.create({"paths": paths, "autoencoder": node}))
     except OmegaConfBaseException as error:
         raise ConfigError([f"{words[0]}: {str(error).splitlines()[0]}"]) from error

@@ -5,12 +5,14 @@ A folder of WebDataset tars with ``spec.json``. A sample is ``key.safetensors`` 
 with caption and attributes. A hole of the source stays a sample, with ``problem`` in its json and no
 tensors, so that clip ids never shift.
 
-``spec.json`` says what made the latents: autoencoder and text encoder with their fingerprints, LatentSpec,
-dtype and the clips' fingerprint. A cache is only ever read by what made it.
+``spec.json`` says what made the latents: autoencoder and text encoder with their fingerprints, LatentSpec
+(the frame rule is in it), dtype, the clips' fingerprint, how they were decoded and cut. A cache is only ever
+read by what made it.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,15 +21,24 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from sana_train.data.progress import ClipProgress
 from sana_train.data.resident import RaggedText, ResidentClips
-from sana_train.data.shards import HOLE_CAPTION, collate_attributes
-from sana_train.data.staging import FixedSource, read_record, shard_path, shard_ranges, staged_folder
+from sana_train.data.shards import HOLE_CAPTION, ShardClips, collate_attributes
+from sana_train.data.staging import (
+    FixedSource,
+    difference_table,
+    read_record,
+    shard_path,
+    shard_ranges,
+    staged_folder,
+)
 from sana_train.data.tars import TarFolder, index_path, write_tar
+from sana_train.data.video import decoder_version
 from sana_train.protocols import Autoencoder, TextEncoder
 from sana_train.types import Batch, LatentSpec
+from sana_train.utils.hashing import json_hash
 
 logger = logging.getLogger(__name__)
 
@@ -36,24 +47,52 @@ _FORMAT = "sana_train/latents/1"
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def latent_record(
-    source: FixedSource, autoencoder: Autoencoder, text_encoder: TextEncoder, dtype: str, clips_per_shard: int
+def latent_fingerprint(
+    source: FixedSource, autoencoder: Autoencoder, text_encoder: TextEncoder, dtype: str
 ) -> dict[str, Any]:
-    """The contents of ``spec.json``."""
+    """All that latents depend on, a field each; at true size its hashes take a while.
+
+    Args:
+        autoencoder: with the weights as they were loaded, before a cast to ``dtype``.
+        dtype: of the latents on disk and, where the autoencoder has weights, of its arithmetic.
+    """
+    return space_fields(autoencoder, dtype) | text_fields(text_encoder) | clip_fields(source)
+
+
+def space_fields(autoencoder: Autoencoder, dtype: str) -> dict[str, Any]:
+    """The part of ``latent_fingerprint`` that tells of the autoencoder."""
     return {
-        "format": _FORMAT,
         "autoencoder": type(autoencoder).__name__,
         "autoencoder_fingerprint": autoencoder.fingerprint(),
         "latent_spec": autoencoder.spec.to_dict(),
         "dtype": dtype,
+    }
+
+
+def text_fields(text_encoder: TextEncoder) -> dict[str, Any]:
+    """The part of ``latent_fingerprint`` that tells of the text encoder."""
+    return {
         "text_encoder": type(text_encoder).__name__,
         "text_fingerprint": text_encoder.fingerprint(),
         "max_tokens": text_encoder.max_tokens,
         "text_dim": text_encoder.dim,
+    }
+
+
+def clip_fields(source: FixedSource) -> dict[str, Any]:
+    """The part of ``latent_fingerprint`` that tells of the clips."""
+    is_file = isinstance(source, ShardClips)
+    return {
+        "decoder": decoder_version() if is_file else "none, clips are rendered",
+        "transform": source.transform if is_file else "none, clips are rendered",
         "clips_fingerprint": source.fingerprint(),
         "num_clips": len(source),
-        "clips_per_shard": clips_per_shard,
     }
+
+
+def latent_record(fingerprint: Mapping[str, Any], **layout: int) -> dict[str, Any]:
+    """The contents of ``spec.json``: the fingerprint and how the clips are laid out in shards."""
+    return {"format": _FORMAT, **fingerprint, **layout}
 
 
 @torch.no_grad()
@@ -75,17 +114,18 @@ def precompute_latents(
     shard, and ``out`` appears only when complete. The autoencoder must already be on ``device``.
 
     Args:
-        dtype: of the latents; the context is always float32.
+        dtype: of the latents, and of the autoencoder while it makes them; the context is always float32.
 
     Raises:
         ValueError: ``out`` holds latents of other clips or encoders, or ``source`` gives no pixels.
     """
-    if dtype not in _DTYPES:
-        raise ValueError(f"latents are kept as {' or '.join(_DTYPES)}, got dtype={dtype!r}")
-    record = latent_record(source, autoencoder, text_encoder, dtype, clips_per_shard)
+    latents_dtype = latent_dtype(dtype)
+    fingerprint = latent_fingerprint(source, autoencoder, text_encoder, dtype)
+    record = latent_record(fingerprint, clips_per_shard=clips_per_shard)
     with staged_folder(out, SPEC_NAME, record) as folder:
         if folder is None:
             return out
+        autoencoder = _in_dtype(autoencoder, latents_dtype)
         with ClipProgress(description, len(source)) as progress:
             for shard, clips in enumerate(shard_ranges(len(source), clips_per_shard)):
                 tar = shard_path(folder, shard)
@@ -99,11 +139,11 @@ def precompute_latents(
                         source.batch(range(start, min(start + batch_size, clips.stop))).to(device),
                         autoencoder,
                         text_encoder,
-                        _DTYPES[dtype],
+                        latents_dtype,
                         progress,
                     )
                 )
-                write_tar(tar, samples, _inspect_latents)
+                write_tar(tar, samples, inspect_latents)
     return out
 
 
@@ -116,23 +156,55 @@ def _encode(
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     if batch.video is None:
         raise ValueError("the source gives no pixels; encoding needs Batch.video")
-    latents = autoencoder.encode(batch.video).to(dtype).cpu()
+    latents = autoencoder.encode(batch.video.to(working_dtype(autoencoder))).to(dtype).cpu()
     context, mask = (value.cpu() for value in text_encoder.encode(batch.captions))
     for row, index in enumerate(batch.index.tolist()):
-        attributes = {name: value[row].tolist() for name, value in batch.attributes.items()}
-        info: dict[str, Any] = {"caption": batch.captions[row], "attributes": attributes, "problem": None}
-        members: dict[str, bytes] = {}
-        if float(batch.weight[row]) == 0.0:
-            info["problem"] = "a hole in the clips"
-        else:
-            tensors = {"latents": latents[row].contiguous(), "context": context[row][mask[row]].contiguous()}
-            members["safetensors"] = save(tensors)
-        members["json"] = json.dumps(info, sort_keys=True).encode()
-        yield f"{index:08d}", members
+        info: dict[str, Any] = {
+            "caption": batch.captions[row],
+            "attributes": {name: value[row].tolist() for name, value in batch.attributes.items()},
+            "problem": None if float(batch.weight[row]) else "a hole in the clips",
+        }
+        yield f"{index:08d}", latent_sample(info, latents[row], context[row][mask[row]])
     progress.advance(len(batch))
 
 
-def _inspect_latents(members: Mapping[str, bytes]) -> dict[str, Any]:
+def latent_sample(info: Mapping[str, Any], latents: Tensor, context: Tensor) -> dict[str, bytes]:
+    """Extension -> bytes of one sample; a hole, whose ``info`` has a problem, has no tensors.
+
+    Args:
+        info: caption, attributes, problem.
+        latents: (C, T, H, W) raw.
+        context: (S, D) without padding.
+    """
+    members: dict[str, bytes] = {}
+    if info["problem"] is None:
+        members["safetensors"] = save({"latents": latents.contiguous(), "context": context.contiguous()})
+    members["json"] = json.dumps(info, sort_keys=True).encode()
+    return members
+
+
+def latent_dtype(name: str) -> torch.dtype:
+    """Raises ``ValueError`` for a type that latents are not kept in."""
+    if name not in _DTYPES:
+        raise ValueError(f"latents are kept as {' or '.join(_DTYPES)}, got dtype={name!r}")
+    return _DTYPES[name]
+
+
+def working_dtype(autoencoder: Autoencoder) -> torch.dtype:
+    """What an autoencoder takes pixels in: the type of its weights."""
+    if isinstance(autoencoder, nn.Module):
+        return next((value.dtype for value in autoencoder.parameters()), torch.float32)
+    return torch.float32
+
+
+def _in_dtype(autoencoder: Autoencoder, dtype: torch.dtype) -> Autoencoder:
+    """Itself, or a copy where its weights are of another type; the run may train against the original."""
+    if not isinstance(autoencoder, nn.Module) or working_dtype(autoencoder) == dtype:
+        return autoencoder
+    return copy.deepcopy(autoencoder).to(dtype)  # type: ignore[return-value]
+
+
+def inspect_latents(members: Mapping[str, bytes]) -> dict[str, Any]:
     if "json" not in members:
         return {"problem": "the sample has no .json"}
     problem = json.loads(members["json"])["problem"]
@@ -141,35 +213,61 @@ def _inspect_latents(members: Mapping[str, bytes]) -> dict[str, Any]:
     return {"problem": problem}
 
 
+def find_latents(folder: Path, expected: Mapping[str, Any]) -> Path:
+    """Of the latent shards in ``folder``, one folder for each autoencoder, those nearest to ``expected``.
+
+    Raises:
+        ValueError: there are none, or they are not finished.
+    """
+    records = {path.parent: read_record(path.parent, SPEC_NAME) for path in folder.glob(f"[!.]*/{SPEC_NAME}")}
+    if not records:
+        begun = sorted(path.parent.name for path in folder.glob(f".*.partial/{SPEC_NAME}"))
+        state = f"only unfinished ones ({', '.join(begun)})" if begun else "none"
+        raise ValueError(
+            f"expected latent shards in {folder}, found {state}; make them with `python -m "
+            "sana_train.cli.precompute` and this run's overrides, or choose another latents.mode"
+        )
+
+    def distance(path: Path) -> tuple[bool, int, str]:
+        record = records[path] or {}
+        num_other = sum(record.get(key) != value for key, value in expected.items())
+        return record.get("autoencoder") != expected["autoencoder"], num_other, path.name
+
+    return min(records, key=distance)
+
+
+def require_same(path: Path, record: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raises ``ValueError`` naming every field in which the latents at ``path`` are not as expected."""
+    found = {key: record.get(key) for key in expected}
+    if found != expected:
+        raise ValueError(
+            f"the latents in {path} have fingerprint {json_hash(found)},\n"
+            f"this run needs {json_hash(dict(expected))}:\n{difference_table(found, expected)}\n"
+            "Go back to the configuration, weights or libraries that made them, or encode the clips again:\n"
+            "`python -m sana_train.cli.precompute` with this run's overrides and another paths.latents"
+        )
+
+
 class LatentClips:
     """A ``ClipSource`` over latent shards, read sample by sample; ``resident`` loads them all.
 
     Args:
         path: folder with ``spec.json``.
-        autoencoder_fingerprint: of the autoencoder the latents are meant for.
-        text_fingerprint: of the text encoder the contexts are meant for.
+        expected: what the latents must have been made by; fields of ``latent_fingerprint``, all or some.
 
     Raises:
-        ValueError: no latent shards there, or made by another autoencoder or text encoder.
+        ValueError: no latent shards there, or made by something else.
     """
 
-    def __init__(self, path: Path, autoencoder_fingerprint: str, text_fingerprint: str) -> None:
+    def __init__(self, path: Path, expected: Mapping[str, Any]) -> None:
         record = read_record(path, SPEC_NAME)
         if record is None or record.get("format") != _FORMAT:
             found = "no such file" if record is None else f"format {record.get('format')!r}"
             raise ValueError(f"{path} holds no latent shards: {SPEC_NAME}: {found}, expected {_FORMAT!r}")
-        for part, key, wanted in (
-            ("autoencoder", "autoencoder_fingerprint", autoencoder_fingerprint),
-            ("text encoder", "text_fingerprint", text_fingerprint),
-        ):
-            if record[key] != wanted:
-                raise ValueError(
-                    f"the latents in {path} were made by the {part} {record[key]!r}, this run uses "
-                    f"{wanted!r}; encode the clips again into another folder, or use the one that made these"
-                )
+        require_same(path, record, expected)
         self.record = record
         self.spec = LatentSpec(**record["latent_spec"])
-        self.folder = TarFolder(path, _inspect_latents)
+        self.folder = TarFolder(path, inspect_latents)
         if len(self.folder) != record["num_clips"]:
             raise ValueError(
                 f"{path} holds {len(self.folder)} clips, its {SPEC_NAME} says {record['num_clips']}; "

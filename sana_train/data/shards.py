@@ -148,13 +148,22 @@ class ShardClips:
         """Changes with any byte of any shard and with the size of the clips."""
         return f"{self.folder.fingerprint}-{self.video.frames}x{self.video.height_px}x{self.video.width_px}"
 
+    @property
+    def transform(self) -> str:
+        """What is done to a clip between its file and an autoencoder."""
+        size = f"{self.video.height_px}x{self.video.width_px} px"
+        return f"first {self.video.frames} frames, {size}, no crop, no scaling, the file's fps"
+
     def _report(self, index: int, problem: str) -> None:
         if index not in self.holes:
             self.holes[index] = problem
             logger.warning("clip %d (%s) is a hole: %s", index, self.folder.samples[index].key, problem)
 
-    def _load(self, index: int) -> tuple[Tensor, dict[str, Any]] | None:
-        """(3, F, H, W) uint8 and the json of a clip, or None for a hole."""
+    def load(self, index: int) -> tuple[Tensor, dict[str, Any]] | None:
+        """(3, F, H, W) uint8 and the json of a clip, or None for a hole, whose reason ``holes`` has then.
+
+        Threads may call it at once; decoding leaves Python's lock.
+        """
         if index in self.holes:
             return None
         try:
@@ -166,7 +175,7 @@ class ShardClips:
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """The clips of ``indices``; holes have weight 0."""
-        loaded = [self._load(int(i)) for i in indices]
+        loaded = [self.load(int(i)) for i in indices]
         video = torch.zeros(len(loaded), 3, self.video.frames, self.video.height_px, self.video.width_px)
         for row, clip in enumerate(loaded):
             if clip is not None:

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,6 +35,25 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     return "; ".join(f"{key}: found {found.get(key)!r}, wanted {wanted.get(key)!r}" for key in keys)
 
 
+def difference_table(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """The same as indented lines, two for every key that differs; nested keys are dotted."""
+    ours, theirs = _flat(wanted), _flat(found)
+    keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+    width = max(map(len, keys), default=0)
+    return "\n".join(
+        f"  {name:<{width}}  {kind:<6}  {values.get(key, 'nothing')}"
+        for key in keys
+        for name, kind, values in ((key, "found", theirs), ("", "wanted", ours))
+    )
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
 @contextmanager
 def staged_folder(target: Path, record_name: str, record: Mapping[str, Any]) -> Iterator[Path | None]:
     """A folder beside ``target`` to write shards into, renamed to it if the block ends without an error.
@@ -59,17 +78,63 @@ def staged_folder(target: Path, record_name: str, record: Mapping[str, Any]) -> 
             )
         if target.exists() and any(target.iterdir()):
             raise ValueError(f"{target} exists without a {record_name}; give another folder or remove it")
-        scratch = target.with_name(f".{target.name}.partial")
+        scratch = partial_folder(target)
         if scratch.exists() and read_record(scratch, record_name) != record:
             shutil.rmtree(scratch)
         scratch.mkdir(exist_ok=True)
         write_json(scratch / record_name, record)
         yield scratch
-        for leftover in scratch.glob(".*"):  # scratch files of a writer that was killed
-            leftover.unlink()
-        if target.exists():
-            target.rmdir()
-        os.replace(scratch, target)
+        _publish(scratch, target)
+
+
+def partial_folder(target: Path) -> Path:
+    """Where the shards of ``target`` lie until it is complete."""
+    return target.with_name(f".{target.name}.partial")
+
+
+def begin_shared_folder(target: Path, record_name: str, record: Mapping[str, Any]) -> Path:
+    """The folder to write the shards of ``target`` into: ``target`` itself if it is complete.
+
+    Unlike in ``staged_folder`` any number of processes may write at once, each its own shards, and
+    ``publish_if_complete`` ends the work. An unfinished folder of something else may hold days of it, so it
+    is an error here.
+
+    Raises:
+        ValueError: ``target``, or what was begun of it, was made from something else.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with one_at_a_time(target.parent / f".{target.name}.lock"):
+        for folder in (target, scratch := partial_folder(target)):
+            found = read_record(folder, record_name)
+            if found == record:
+                return folder
+            if found is not None:
+                raise ValueError(
+                    f"{folder} was made from something else:\n{difference_table(found, record)}\n"
+                    "Remove it, or write to another folder"
+                )
+        if target.exists() and any(target.iterdir()):
+            raise ValueError(f"{target} exists without a {record_name}; give another folder or remove it")
+        scratch.mkdir(exist_ok=True)
+        write_json(scratch / record_name, record)
+        return scratch
+
+
+def publish_if_complete(target: Path, is_complete: Callable[[Path], bool]) -> bool:
+    """Rename the folder of ``begin_shared_folder`` to ``target`` if all of it is there; whether it is now."""
+    with one_at_a_time(target.parent / f".{target.name}.lock"):
+        scratch = partial_folder(target)
+        if scratch.exists() and is_complete(scratch):
+            _publish(scratch, target)
+        return not scratch.exists()
+
+
+def _publish(scratch: Path, target: Path) -> None:
+    for leftover in scratch.glob(".*"):  # scratch files of a writer that was killed
+        leftover.unlink()
+    if target.exists():
+        target.rmdir()
+    os.replace(scratch, target)
 
 
 def shard_ranges(num_clips: int, clips_per_shard: int) -> list[range]:

@@ -11,10 +11,12 @@ import json
 import logging
 import os
 import tarfile
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,11 @@ def write_tar(target: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]], 
     index = _scan(target, inspect)
     assert index["num_bytes"] == num_bytes
     write_json(index_path(target), index)
+
+
+def is_whole(tar: Path) -> bool:
+    """Whether ``tar`` is there with an index that fits it: what ``write_tar`` wrote last."""
+    return tar.exists() and _read_index(tar)[0] is not None
 
 
 def index_path(tar: Path) -> Path:
@@ -190,25 +197,38 @@ class TarFolder:
         # Tar -> open file, the one used last at the end. Forked processes have descriptors of their own
         # under the same numbers, and reading at an offset moves nothing that they share.
         self._descriptors: OrderedDict[int, int] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.samples)
 
+    def clips_of_tars(self) -> list[range]:
+        """The indices of each tar's samples."""
+        sizes = [0] * len(self.tars)
+        for tar_id in self._tar_of:
+            sizes[tar_id] += 1
+        stops = list(accumulate(sizes))
+        return [range(stop - size, stop) for size, stop in zip(sizes, stops)]
+
     def read(self, index: int) -> dict[str, bytes]:
-        """Extension -> bytes of sample ``index``."""
+        """Extension -> bytes of sample ``index``; threads may read at once, of few tars."""
         descriptor = self._open(self._tar_of[index])
         return {ext: _pread(descriptor, *at) for ext, at in self.samples[index].members.items()}
 
     def _open(self, tar_id: int) -> int:
-        if tar_id not in self._descriptors:
-            if len(self._descriptors) == _MAX_OPEN_TARS:
-                os.close(self._descriptors.popitem(last=False)[1])
-            self._descriptors[tar_id] = os.open(self.tars[tar_id], os.O_RDONLY)
-        self._descriptors.move_to_end(tar_id)
-        return self._descriptors[tar_id]
+        with self._lock:
+            if tar_id not in self._descriptors:
+                if len(self._descriptors) == _MAX_OPEN_TARS:
+                    os.close(self._descriptors.popitem(last=False)[1])
+                self._descriptors[tar_id] = os.open(self.tars[tar_id], os.O_RDONLY)
+            self._descriptors.move_to_end(tar_id)
+            return self._descriptors[tar_id]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_descriptors": OrderedDict()}
+        return {**self.__dict__, "_descriptors": OrderedDict(), "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
 
     def __del__(self) -> None:
         for descriptor in getattr(self, "_descriptors", {}).values():

@@ -27,6 +27,14 @@ class BadClip(ValueError):  # noqa: N818 - it names the clip
     """A clip that cannot be used; the message is the reason a hole is reported with."""
 
 
+def decoder_version() -> str:
+    """The libraries that turn an mp4 into RGB; another version may round colours otherwise."""
+    import av
+
+    versions = {name: ".".join(map(str, number)) for name, number in av.library_versions.items()}
+    return ", ".join(f"{name} {versions[name]}" for name in ("libavcodec", "libswscale"))
+
+
 def to_uint8(video: Tensor) -> Tensor:
     """[-1, 1] float -> 0..255, rounded."""
     return ((video.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)

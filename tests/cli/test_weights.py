@@ -19,8 +19,9 @@ from huggingface_hub import errors
 from safetensors.torch import save
 
 from sana_train.cli import weights
+from sana_train.cli.inventory import patterns_to_fetch
 from sana_train.cli.load import REPOSITORY, compose_config, load
-from sana_train.cli.wanted import resolve_weights
+from sana_train.cli.wanted import Wanted, resolve_weights
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LTX2, GEMMA = "Lightricks/LTX-2", "Efficient-Large-Model/gemma-2-2b-it"
@@ -285,3 +286,10 @@ def test_offline_mode_ends_with_one_sentence(tmp_path: Path) -> None:
         f"HF_HUB_OFFLINE is set, so {LTX2} cannot be fetched; run this on a machine"
     )
     assert "Traceback" not in done.stderr
+
+
+def test_of_the_refiners_text_side_its_three_folders_are_fetched() -> None:
+    patterns = patterns_to_fetch(Wanted("text.weights", LTX2))
+    read = {"text_encoder/model-00001-of-00011.safetensors", "tokenizer/vocab", "connectors/config.json"}
+    left = {"transformer/config.json", "ltx-2-19b-dev.safetensors", "audio_vae/config.json"}
+    assert {name for name in read | left if any(fnmatch(name, pattern) for pattern in patterns)} == read

@@ -17,6 +17,8 @@ from sana_train.data.latents import LatentClips, precompute_latents
 from sana_train.data.resident import encode_resident
 from sana_train.types import Batch
 
+MADE_BY = {"autoencoder_fingerprint": "block-means-1.0", "text_fingerprint": "word-hashes"}
+
 
 @pytest.fixture
 def cache(squares: Any, block_means: Any, word_hashes: Any, tmp_path: Path) -> Path:
@@ -25,7 +27,7 @@ def cache(squares: Any, block_means: Any, word_hashes: Any, tmp_path: Path) -> P
 
 
 def open_cache(cache: Path) -> LatentClips:
-    return LatentClips(cache, "block-means-1.0", "word-hashes")
+    return LatentClips(cache, MADE_BY)
 
 
 def test_disk_resident_and_online_agree(
@@ -61,14 +63,20 @@ def test_latents_are_raw_and_text_is_unpadded(
     assert tensors["context"].shape == (len(squares.caption(2).split()), word_hashes.dim)
 
 
-def test_cache_of_another_autoencoder_is_refused(cache: Path) -> None:
-    with pytest.raises(ValueError, match=r"by the autoencoder 'block-means-1.0', this run uses 'other-vae'"):
-        LatentClips(cache, "other-vae", "word-hashes")
-
-
-def test_cache_of_another_text_encoder_is_refused(cache: Path) -> None:
-    with pytest.raises(ValueError, match=r"by the text encoder 'word-hashes', this run uses 'gemma'"):
-        LatentClips(cache, "block-means-1.0", "gemma")
+@pytest.mark.parametrize(
+    ("field", "found", "wanted"),
+    [
+        ("autoencoder_fingerprint", "block-means-1.0", "other-vae"),
+        ("text_fingerprint", "word-hashes", "gemma"),
+        ("decoder", "none, clips are rendered", "libavcodec 61"),
+    ],
+)
+def test_cache_of_something_else_is_refused_by_field(
+    cache: Path, field: str, found: str, wanted: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"{field}  found   {found}\n +wanted  {wanted}\n") as refused:
+        LatentClips(cache, {**MADE_BY, field: wanted})
+    assert str(refused.value).count("wanted  ") == 1  # only what differs
 
 
 def test_cache_is_not_overwritten_by_another_autoencoder(

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from sana_train.cli import convert, record, vae_table, verify, weights
+from sana_train.cli import convert, precompute, record, vae_table, verify, weights
 from sana_train.cli.preflight import check_overrides
+from sana_train.cli.vae_choice import read_choices
 from tests.docs.conftest import DOCUMENTS, NEEDS_EXAMPLE, ROOT
 
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
@@ -41,6 +42,8 @@ def check(words: list[str]) -> None:
             convert.parser().parse_args(rest)
         case ["python" | "python3", "-m", "sana_train.cli.vae_table", *rest]:
             check_vae_table(rest)
+        case ["python" | "python3", "-m", "sana_train.cli.precompute", *rest]:
+            check_precompute(rest)
         case [
             "python" | "python3",
             "-m",
@@ -67,7 +70,8 @@ def check(words: list[str]) -> None:
         case ["sbatch", *rest]:
             position = next(i for i, word in enumerate(rest) if not word.startswith("--"))
             check_script(rest[position])
-            check_train(rest[position + 1 :])
+            checks = {"slurm/train.sbatch": check_train, "slurm/precompute.sbatch": check_precompute}
+            checks[rest[position]](rest[position + 1 :])
         case ["hf", "download", repository, *_]:
             assert any(repository in path.read_text() for path in (ROOT / "conf").rglob("*.yaml"))
         case _:
@@ -99,6 +103,16 @@ def check_experiment(script: str, arguments: list[str]) -> None:
     options = [word for word in arguments if word.startswith("--")]
     assert [option for option in options if f'"{option}"' not in text] == []
     assert not arguments or "ArgumentParser" in text
+
+
+def check_precompute(arguments: list[str]) -> None:
+    """All that does not need clips: overrides, autoencoders, and a file of prompts that is there."""
+    given = precompute.parser().parse_intermixed_args(arguments)
+    check_overrides(given.overrides)
+    GlobalHydra.instance().clear()
+    read_choices(given.autoencoder or [])
+    if given.prompts is not None:
+        assert (ROOT / given.prompts).is_file()
 
 
 def check_script(script: str) -> None:
@@ -148,6 +162,8 @@ def test_python_blocks_parse(documents) -> None:
         "make all",
         "python train.py training.lrr=1",
         "python -m sana_train.cli.vae_table out --autoencoder ltx3",
+        "python -m sana_train.cli.precompute --autoencoder ltx3",
+        "sbatch slurm/precompute.sbatch data.trian.path=clips",
         "bash no/such.sh",
         "python experiments/real_size/dit.py write out --file x.pth",
         "hf download no/such",
