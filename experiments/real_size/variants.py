@@ -135,7 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     clip = given.clip or CLIPS[given.size]
     record = compare(given.kind, given.ways, given.size, clip, given.rounds, device)
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"size": given.size, "cudnn_benchmark": given.benchmark, "environment": environment(device)}
+    cudnn = {"cudnn": torch.backends.cudnn.version() or "none", "cudnn_benchmark": given.benchmark}
+    facts = {"size": given.size, **cudnn, "environment": environment(device)}
     write_json(given.out, {**record, **facts})
 
 
