@@ -52,6 +52,7 @@ def train(run_dir: Path, max_steps: int, lr: float, *, has_to_stop: bool) -> Tra
     )
     task = make_task()
     parts: Any = SimpleNamespace(
+        cfg=cfg,
         model=task.model,
         autoencoder=FlatSpace(),
         reader=None,
