@@ -15,7 +15,8 @@ python=${PYTHON:-python3}
 cd "$(dirname "$0")/../.." || exit 1
 here=experiments/real_size
 mkdir -p "$out/parts" "$out/logs" "$scratch"
-num_gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
+visible=${CUDA_VISIBLE_DEVICES:-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | paste -sd,)}
+IFS=, read -ra gpus <<<"$visible"
 
 part() { # NAME SECONDS COMMAND...
   local name=$1 limit=$2 start=$SECONDS
@@ -68,9 +69,9 @@ second_lane() {
   ways ltx2_benchmark 120 3 ltx2 stock channels_last fused_norms --benchmark
 }
 
-if ((num_gpus > 1)); then
-  CUDA_VISIBLE_DEVICES=0 first_lane &
-  CUDA_VISIBLE_DEVICES=1 second_lane
+if ((${#gpus[@]} > 1)); then
+  CUDA_VISIBLE_DEVICES=${gpus[0]} first_lane &
+  CUDA_VISIBLE_DEVICES=${gpus[1]} second_lane
   wait
 else
   first_lane
