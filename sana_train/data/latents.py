@@ -15,17 +15,19 @@ from __future__ import annotations
 import copy
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from sana_train.data.progress import ClipProgress
 from sana_train.data.resident import RaggedText, ResidentClips
-from sana_train.data.shards import HOLE_CAPTION, ShardClips, collate_attributes
+from sana_train.data.shards import HOLE_CAPTION, ShardClips, collate_attributes, parse_caption
 from sana_train.data.staging import (
     FixedSource,
     difference_table,
@@ -34,8 +36,8 @@ from sana_train.data.staging import (
     shard_ranges,
     staged_folder,
 )
-from sana_train.data.tars import TarFolder, index_path, write_tar
-from sana_train.data.video import decoder_version
+from sana_train.data.tars import TarFolder, TarSample, index_path, write_tar
+from sana_train.data.video import BadClip, decoder_version
 from sana_train.protocols import Autoencoder, TextEncoder
 from sana_train.types import Batch, LatentSpec
 from sana_train.utils.hashing import json_hash
@@ -205,12 +207,60 @@ def _in_dtype(autoencoder: Autoencoder, dtype: torch.dtype) -> Autoencoder:
 
 
 def inspect_latents(members: Mapping[str, bytes]) -> dict[str, Any]:
-    if "json" not in members:
-        return {"problem": "the sample has no .json"}
-    problem = json.loads(members["json"])["problem"]
-    if problem is None and "safetensors" not in members:
-        problem = "the sample has no .safetensors"
-    return {"problem": problem}
+    """What the index keeps of a sample: the shapes of its tensors, and what makes it a hole.
+
+    ``shape`` is (C, T, H, W) of the latents and ``num_tokens`` S of the context; a hole has neither.
+    """
+    facts: dict[str, Any] = {"shape": None, "num_tokens": None, "problem": None}
+    try:
+        if "json" not in members:
+            raise BadClip("the sample has no .json")
+        info = parse_caption(members["json"])
+        if info.get("problem") is not None:
+            raise BadClip(str(info["problem"]))
+        if "safetensors" not in members:
+            raise BadClip("the sample has no .safetensors")
+        tensors = _parse_tensors(members["safetensors"])
+    except BadClip as error:
+        return {**facts, "problem": str(error)}
+    return {
+        **facts,
+        "shape": list(tensors["latents"].shape),
+        "num_tokens": len(tensors["context"]),
+    }
+
+
+def _parse_tensors(data: bytes) -> dict[str, Tensor]:
+    """Raises ``BadClip`` unless ``data`` are latents (C, T, H, W) and context (S, D), S > 0, all finite."""
+    if not data:
+        raise BadClip("the .safetensors has 0 bytes")
+    try:
+        tensors = load(data)
+    except SafetensorError as error:
+        raise BadClip(f"the safetensors cannot be read, they may be truncated ({error})") from error
+    shapes = {name: tuple(value.shape) for name, value in sorted(tensors.items())}
+    if {name: len(shape) for name, shape in shapes.items()} != {"context": 2, "latents": 4}:
+        raise BadClip(f"the tensors are not latents (C, T, H, W) and context (S, D): {shapes}")
+    if not shapes["context"][0]:
+        raise BadClip("the context has no tokens")
+    for name, value in sorted(tensors.items()):
+        if not value.isfinite().all():
+            raise BadClip(f"not all numbers are finite: in {name}")
+    return tensors
+
+
+def latent_problems(samples: Sequence[TarSample]) -> dict[int, str]:
+    """Index -> reason of every hole; the shape that most latents have is right, of equally many the first."""
+    shapes = Counter(tuple(s.facts["shape"]) for s in samples if s.facts["problem"] is None)
+    usual = shapes.most_common(1)[0][0] if shapes else ()
+    problems: dict[int, str] = {}
+    for index, sample in enumerate(samples):
+        if sample.facts["problem"] is not None:
+            problems[index] = sample.facts["problem"]
+        elif tuple(sample.facts["shape"]) != usual:
+            found = tuple(sample.facts["shape"])
+            problems[index] = f"the latents have another shape: {found}, in most clips it is {usual}"
+    return problems
 
 
 def find_latents(folder: Path, expected: Mapping[str, Any]) -> Path:
@@ -273,20 +323,22 @@ class LatentClips:
                 f"{path} holds {len(self.folder)} clips, its {SPEC_NAME} says {record['num_clips']}; "
                 "a shard was lost: encode the clips again"
             )
-        problems = [sample.facts["problem"] for sample in self.folder.samples]
-        self.holes = {index: problem for index, problem in enumerate(problems) if problem is not None}
-        first = next((index for index in range(len(problems)) if index not in self.holes), None)
+        self.holes = latent_problems(self.folder.samples)
+        first = next((index for index in range(len(self)) if index not in self.holes), None)
         if first is None:
-            raise ValueError(f"none of the {len(problems)} clips in {path} can be used; first: {problems[0]}")
+            raise ValueError(
+                f"none of the {len(self)} clips in {path} can be used; first: {self.holes[0]}. `python -m "
+                f"sana_train.cli.validate_data {path}` tells of all; mend the clips and encode them again"
+            )
         if self.holes:
             logger.warning(
                 "%d of %d clips in %s are holes of weight 0; its *.index.json say which, the log of their "
                 "encoding says why",
                 len(self.holes),
-                len(problems),
+                len(self),
                 path,
             )
-        self.latent_shape = load(self.folder.read(first)["safetensors"])["latents"].shape  # (C, T, H, W)
+        self.latent_shape = tuple(self.folder.samples[first].facts["shape"])  # (C, T, H, W)
 
     def __len__(self) -> int:
         return len(self.folder)

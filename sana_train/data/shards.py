@@ -10,6 +10,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ import torch
 from torch import Tensor
 
 from sana_train.data.tars import TarFolder
-from sana_train.data.video import BadClip, count_frames, decode_clip
+from sana_train.data.video import BadClip, decode_clip, kind_of, other_size, probe_clip, too_short
 from sana_train.types import Batch, VideoShape
 
 logger = logging.getLogger(__name__)
 
 # What a hole is captioned with. Not empty: attention over no tokens is NaN, and 0 * NaN is NaN.
 HOLE_CAPTION = "hole"
+_LOGGED_HOLES = 20  # one by one at the start; a million clips of the wrong size are one mistake
 
 
 def parse_caption(data: bytes) -> dict[str, Any]:
@@ -32,6 +34,8 @@ def parse_caption(data: bytes) -> dict[str, Any]:
     Raises:
         BadClip: not JSON, no caption in it, or attributes that are no integers.
     """
+    if not data:
+        raise BadClip("the .json has 0 bytes")
     try:
         record = json.loads(data)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -42,7 +46,7 @@ def parse_caption(data: bytes) -> dict[str, Any]:
         raise BadClip("the caption is empty")
     attributes = {} if record.get("attributes") is None else record["attributes"]
     if not isinstance(attributes, dict):
-        raise BadClip(f"attributes are an object of names and integers, got {_shorten(attributes)}")
+        raise BadClip(f"attributes are no object of names and integers: {_shorten(attributes)}")
     for name, value in attributes.items():
         if not all(_is_int64(number) for number in (value if isinstance(value, list) else [value])):
             raise BadClip(f"the attribute {name!r} is no integer or list of integers: {_shorten(value)}")
@@ -65,14 +69,17 @@ def attribute_sizes(record: Mapping[str, Any]) -> dict[str, int | None]:
 
 
 def inspect_clip(members: Mapping[str, bytes]) -> dict[str, Any]:
-    """What the index keeps of a sample: frames, sizes of attributes, and the problem that makes it a hole."""
-    facts: dict[str, Any] = {"frames": 0, "attributes": {}, "problem": None}
+    """What the index keeps of a sample: the mp4's header, sizes of attributes, and what makes it a hole.
+
+    The header's fields are missing where the mp4 has none that can be read.
+    """
+    facts: dict[str, Any] = {"attributes": {}, "problem": None}
     try:
         for extension in ("mp4", "json"):
             if extension not in members:
                 raise BadClip(f"the sample has no .{extension}")
+        facts |= asdict(probe_clip(members["mp4"]))
         facts["attributes"] = attribute_sizes(parse_caption(members["json"]))
-        facts["frames"] = count_frames(members["mp4"])
     except BadClip as error:
         facts["problem"] = str(error)
     return facts
@@ -99,10 +106,12 @@ def usual_sizes(rows: Sequence[Mapping[str, int | None]]) -> dict[str, int | Non
     return {name: counter.most_common(1)[0][0] for name, counter in counts.items()}
 
 
-def _misfit(facts: Mapping[str, Any], frames: int, usual: Mapping[str, int | None]) -> str | None:
+def _misfit(facts: Mapping[str, Any], video: VideoShape, usual: Mapping[str, int | None]) -> str | None:
     """Why a clip that is good by itself does not fit the others."""
-    if facts["frames"] < frames:
-        return f"the clip is too short: {facts['frames']} frames, expected {frames}"
+    if (facts["height_px"], facts["width_px"]) != (video.height_px, video.width_px):
+        return other_size(facts["height_px"], facts["width_px"], video)
+    if facts["frames"] < video.frames:
+        return too_short(facts["frames"], video)
     for name, size in facts["attributes"].items():
         if size != usual[name]:
             here, there = ("an integer" if n is None else f"a list of {n}" for n in (size, usual[name]))
@@ -127,19 +136,46 @@ class ShardClips:
     """
 
     def __init__(self, path: str, frames: int, height_px: int, width_px: int) -> None:
-        self.video = VideoShape(frames, height_px, width_px)
-        self.folder = TarFolder(Path(path), inspect_clip)
+        self._open(TarFolder(Path(path), inspect_clip), VideoShape(frames, height_px, width_px))
+        self.require_usable()
+        if self.holes:
+            logger.warning(
+                "%d of %d clips in %s are holes of weight 0; sana_train.cli.validate_data tells of all",
+                len(self.holes),
+                len(self),
+                path,
+            )
+
+    @classmethod
+    def of_tars(cls, tars: Sequence[Path], video: VideoShape) -> ShardClips:
+        """The clips of ``tars`` in this order, be there one that can be used or not."""
+        clips = cls.__new__(cls)
+        clips._open(TarFolder(tars, inspect_clip), video)
+        return clips
+
+    def _open(self, folder: TarFolder, video: VideoShape) -> None:
+        self.folder, self.video = folder, video
         self.holes: dict[int, str] = {}
-        facts = [sample.facts for sample in self.folder.samples]
+        facts = [sample.facts for sample in folder.samples]
         usual = usual_sizes([fact["attributes"] for fact in facts if fact["problem"] is None])
         for index, fact in enumerate(facts):
-            problem = fact["problem"] or _misfit(fact, frames, usual)
+            problem = fact["problem"] or _misfit(fact, video, usual)
             if problem is not None:
-                self._report(index, problem)
-        if len(self.holes) == len(self):
-            raise ValueError(f"none of the {len(self)} samples in {path} can be used; first: {self.holes[0]}")
-        if self.holes:
-            logger.warning("%d of %d clips in %s are holes of weight 0", len(self.holes), len(self), path)
+                self._report(index, problem, is_logged=len(self.holes) < _LOGGED_HOLES)
+
+    def require_usable(self) -> None:
+        """Raises ``ValueError`` if every clip is a hole, with each kind of reason."""
+        if len(self.holes) < len(self):
+            return
+        kinds = Counter(kind_of(problem) for problem in self.holes.values())
+        folder = self.folder.tars[0].parent
+        raise ValueError(
+            f"none of the {len(self)} samples in {folder} can be used: "
+            + "; ".join(f"{count} because {kind}" for kind, count in kinds.most_common())
+            + f"; first: {self.holes[min(self.holes)]}. See what is in them with `python -m "
+            f"sana_train.cli.validate_data {folder}`, then set data.*.frames, height_px and width_px to what "
+            "the clips have, or cut and scale the clips"
+        )
 
     def __len__(self) -> int:
         return len(self.folder)
@@ -154,9 +190,11 @@ class ShardClips:
         size = f"{self.video.height_px}x{self.video.width_px} px"
         return f"first {self.video.frames} frames, {size}, no crop, no scaling, the file's fps"
 
-    def _report(self, index: int, problem: str) -> None:
-        if index not in self.holes:
-            self.holes[index] = problem
+    def _report(self, index: int, problem: str, is_logged: bool = True) -> None:
+        if index in self.holes:
+            return
+        self.holes[index] = problem
+        if is_logged:
             logger.warning("clip %d (%s) is a hole: %s", index, self.folder.samples[index].key, problem)
 
     def load(self, index: int) -> tuple[Tensor, dict[str, Any]] | None:
@@ -167,11 +205,20 @@ class ShardClips:
         if index in self.holes:
             return None
         try:
-            members = self.folder.read(index)
-            return decode_clip(members["mp4"], self.video), parse_caption(members["json"])
+            return self.decode(index)
         except BadClip as error:
             self._report(index, str(error))
+            self.require_usable()  # or a run would go on for ever without learning from anything
             return None
+
+    def decode(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        """(3, F, H, W) uint8 and the json of a clip, whatever ``holes`` say.
+
+        Raises:
+            BadClip: it cannot be used.
+        """
+        members = self.folder.read(index)
+        return decode_clip(members["mp4"], self.video), parse_caption(members["json"])
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """The clips of ``indices``; holes have weight 0."""

@@ -13,7 +13,7 @@ import os
 import tarfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import accumulate
@@ -24,7 +24,7 @@ from sana_train.utils.files import one_at_a_time, publish_file, sha256_bytes, sh
 
 logger = logging.getLogger(__name__)
 
-_INDEX_VERSION = 2
+_INDEX_VERSION = 3
 _MAX_OPEN_TARS = 64  # a process may have 1024 files open, and the loader's queues need some
 # Facts about a sample, given its members by extension.
 Inspect = Callable[[Mapping[str, bytes]], dict[str, Any]]
@@ -80,20 +80,37 @@ def _split_name(name: str) -> tuple[str, str]:
 
 
 def _scan(tar: Path, inspect: Inspect) -> dict[str, Any]:
-    """Read a whole tar once."""
+    """Read a whole tar once.
+
+    Raises:
+        ValueError: the tar is damaged or was cut.
+    """
     samples: dict[str, dict[str, tuple[int, int]]] = {}
+    repeated: dict[str, str] = {}
     facts: dict[str, dict[str, Any]] = {}
     try:
-        with tarfile.open(tar) as file:
+        with tarfile.open(tar, "r:") as file:  # uncompressed: samples are read where they lie
             for member in file:
                 if member.isfile() and not Path(member.name).name.startswith("."):
                     key, extension = _split_name(member.name)
-                    samples.setdefault(key, {})[extension] = (member.offset_data, member.size)
+                    members = samples.setdefault(key, {})
+                    if extension in members:
+                        repeated[key] = extension
+                    members[extension] = (member.offset_data, member.size)
+            end = file.offset
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{tar} is not a readable tar ({error}); write or download it again") from error
     with tar.open("rb") as file:
+        # A damaged header ends the iteration above like the end of the tar, and so does a missing end.
+        if _pread(file.fileno(), end, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise ValueError(
+                f"{tar} is not a readable tar (damaged or cut at byte {end:,} of "
+                f"{tar.stat().st_size:,}, behind {len(samples):,} samples); write or download it again"
+            )
         for key, members in samples.items():
             facts[key] = inspect({ext: _pread(file.fileno(), *where) for ext, where in members.items()})
+            if key in repeated:
+                facts[key]["problem"] = f"the shard has the key more than once: two .{repeated[key]}"
     return {
         "version": _INDEX_VERSION,
         "num_bytes": tar.stat().st_size,
@@ -164,29 +181,36 @@ def _index_lock(folder: Path) -> Iterator[None]:
         yield
 
 
+def index_with_samples(tar: Path, inspect: Inspect) -> dict[str, Any]:
+    """The index of ``tar``.
+
+    Raises:
+        ValueError: the tar cannot be read, or holds no samples.
+    """
+    index = load_index(tar, inspect)
+    if not index["samples"]:
+        raise ValueError(f"the shard {tar} holds no samples; write it again or remove it")
+    return index
+
+
 class TarFolder:
     """All samples of a folder of tars, by global index: tars by name, samples in the order written.
 
     Args:
-        path: a folder of ``*.tar`` or one tar.
+        path: a folder of ``*.tar`` or one tar, or tars in the order to read them in.
         inspect: run once per sample when a tar is indexed.
 
     Raises:
         ValueError: no tars, or a tar without samples.
     """
 
-    def __init__(self, path: Path, inspect: Inspect) -> None:
-        self.path = path
-        self.tars = [path] if path.is_file() else find_tars(path)
-        if not self.tars:
-            raise ValueError(f"no *.tar shards in {path}; expected a folder of WebDataset tars")
+    def __init__(self, path: Path | Sequence[Path], inspect: Inspect) -> None:
+        self.tars = list_tars(path) if isinstance(path, Path) else list(path)
         self.samples: list[TarSample] = []
         self._tar_of: list[int] = []
         hashes: list[str] = []
         for tar_id, tar in enumerate(self.tars):
-            index = load_index(tar, inspect)
-            if not index["samples"]:
-                raise ValueError(f"the shard {tar} holds no samples; write it again or remove it")
+            index = index_with_samples(tar, inspect)
             hashes.append(index["sha256"])
             self._tar_of += [tar_id] * len(index["samples"])
             self.samples += [
@@ -209,6 +233,10 @@ class TarFolder:
             sizes[tar_id] += 1
         stops = list(accumulate(sizes))
         return [range(stop - size, stop) for size, stop in zip(sizes, stops)]
+
+    def tar_of(self, index: int) -> Path:
+        """The tar that holds sample ``index``."""
+        return self.tars[self._tar_of[index]]
 
     def read(self, index: int) -> dict[str, bytes]:
         """Extension -> bytes of sample ``index``; threads may read at once, of few tars."""
@@ -233,6 +261,18 @@ class TarFolder:
     def __del__(self) -> None:
         for descriptor in getattr(self, "_descriptors", {}).values():
             os.close(descriptor)
+
+
+def list_tars(path: Path) -> list[Path]:
+    """``path`` itself if it is a file, else the tars of that folder by name.
+
+    Raises:
+        ValueError: there are none.
+    """
+    tars = [path] if path.is_file() else find_tars(path)
+    if not tars:
+        raise ValueError(f"no *.tar shards in {path}; expected a folder of WebDataset tars")
+    return tars
 
 
 def find_tars(folder: Path) -> list[Path]:

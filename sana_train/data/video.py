@@ -7,7 +7,9 @@ colours with it. For a browser, which plays 4:2:0 only, encode with ``pixel_form
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +27,24 @@ if TYPE_CHECKING:
 
 class BadClip(ValueError):  # noqa: N818 - it names the clip
     """A clip that cannot be used; the message is the reason a hole is reported with."""
+
+
+def kind_of(reason: str) -> str:
+    """What clips that cannot be used for the same reason share: the text before a colon or a parenthesis."""
+    return re.split(r": | \(", reason, maxsplit=1)[0]
+
+
+def other_size(height_px: int, width_px: int, video: VideoShape) -> str:
+    """The reason for a clip of another size than ``video``."""
+    return (
+        f"the clip has another size: {height_px}x{width_px} px, expected "
+        f"{video.height_px}x{video.width_px} px"
+    )
+
+
+def too_short(frames: int, video: VideoShape) -> str:
+    """The reason for a clip of fewer frames than ``video``."""
+    return f"the clip is too short: {frames} frames, expected {video.frames}"
 
 
 def decoder_version() -> str:
@@ -96,10 +116,27 @@ def _open_stream(container: Any) -> VideoStream:
     return stream
 
 
-def count_frames(data: bytes) -> int:
-    """Frames that an mp4's header declares or, where that leaves them open, its packets; nothing is decoded.
+@dataclass(frozen=True)
+class ClipHeader:
+    """What an mp4 says of itself.
 
-    A fragmented mp4, which is written as it is recorded, declares 0 frames.
+    Attributes:
+        frames: declared or, where the header leaves them open, counted by packets.
+        height_px: of a frame.
+        width_px: of a frame.
+        fps: on average; 0 where it is not known.
+    """
+
+    frames: int
+    height_px: int
+    width_px: int
+    fps: float
+
+
+def probe_clip(data: bytes) -> ClipHeader:
+    """The header of an mp4; nothing is decoded.
+
+    A fragmented mp4, which is written as it is recorded, declares 0 frames: its packets are counted.
 
     Raises:
         BadClip: the bytes are not a readable video.
@@ -107,13 +144,17 @@ def count_frames(data: bytes) -> int:
     import av
     from av.container import InputContainer
 
+    if not data:
+        raise BadClip("the .mp4 has 0 bytes")
     try:
         with av.open(io.BytesIO(data)) as container:
             assert isinstance(container, InputContainer)
             stream = _open_stream(container)
-            return int(stream.frames) or sum(packet.size > 0 for packet in container.demux(stream))
+            frames = int(stream.frames) or sum(packet.size > 0 for packet in container.demux(stream))
+            fps = round(float(stream.average_rate or 0), 3)
+            return ClipHeader(frames, stream.height, stream.width, fps)
     except (av.FFmpegError, OSError) as error:
-        raise BadClip(f"the mp4 cannot be opened, it may be truncated ({error})") from error
+        raise BadClip(f"the mp4 cannot be opened, it may be truncated ({error.strerror})") from error
 
 
 def decode_clip(data: bytes, video: VideoShape) -> Tensor:
@@ -132,20 +173,17 @@ def decode_clip(data: bytes, video: VideoShape) -> Tensor:
             stream = _open_stream(container)
             declared, convert = int(stream.frames), _converter("rgb24")
             if (stream.height, stream.width) != (video.height_px, video.width_px):
-                raise BadClip(
-                    f"the clip is {stream.height}x{stream.width} px, expected "
-                    f"{video.height_px}x{video.width_px} px"
-                )
+                raise BadClip(other_size(stream.height, stream.width, video))
             for frame in container.decode(stream):
                 if frame.is_corrupt:  # the decoder fills what is missing with a guess
-                    raise BadClip(f"frame {len(frames)} of the mp4 is damaged")
+                    raise BadClip(f"the mp4 is damaged: frame {len(frames)} does not decode whole")
                 frames.append(convert(frame).to_ndarray())
                 if len(frames) == video.frames:
                     break
     except (av.FFmpegError, OSError) as error:
-        raise BadClip(f"the mp4 cannot be decoded, it may be truncated ({error})") from error
+        raise BadClip(f"the mp4 cannot be decoded, it may be truncated ({error.strerror})") from error
     if len(frames) < video.frames:
         if len(frames) < declared:
             raise BadClip(f"the mp4 is truncated: {len(frames)} of {declared} declared frames decode")
-        raise BadClip(f"the clip is too short: {len(frames)} frames, expected {video.frames}")
+        raise BadClip(too_short(len(frames), video))
     return rearrange(torch.from_numpy(np.stack(frames)), "f h w c -> c f h w").contiguous()

@@ -193,6 +193,32 @@ def test_shards_of_holes_only_are_refused(squares: Any, tmp_path: Path) -> None:
         open_clips(tmp_path)
 
 
+def test_shards_of_another_size_are_refused(squares: Any, tmp_path: Path, caplog: Any) -> None:
+    """And before training: the index knows the sizes. A log with a line for each clip would help nobody."""
+    mp4 = good_sample(squares, 0)["mp4"]
+    caption = b'{"caption": "a square"}'
+    write_tar(tmp_path / "a.tar", {f"{i:02d}": {"mp4": mp4, "json": caption} for i in range(30)})
+    with pytest.raises(
+        ValueError, match=r"30 because the clip has another size; first: .*32x32 px.*validate_data"
+    ):
+        ShardClips(str(tmp_path), frames=9, height_px=32, width_px=64)
+    assert sum("is a hole" in message for message in caplog.messages) == 20
+
+
+def test_clips_that_all_fail_to_decode_stop_the_run(squares: Any, tmp_path: Path) -> None:
+    """Their headers are good, so it shows only when the last one has been tried."""
+    samples = {f"{i}": good_sample(squares, i) for i in range(3)}
+    for members in samples.values():
+        start = members["mp4"].index(b"mdat") + 4
+        stop = members["mp4"].index(b"moov") - 4
+        members["mp4"] = members["mp4"][:start] + bytes(stop - start) + members["mp4"][stop:]
+    write_tar(tmp_path / "a.tar", samples)
+    clips = open_clips(tmp_path)
+    assert clips.batch([0, 1]).weight.tolist() == [0, 0]
+    with pytest.raises(ValueError, match=r"none of the 3 samples .* can be used"):
+        clips.batch([2])
+
+
 def test_missing_index_is_built_once(squares: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_tar(tmp_path / "a.tar", {"x": good_sample(squares, 0), "z": good_sample(squares, 1)})
     with caplog.at_level(logging.WARNING):

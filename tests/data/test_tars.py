@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import tarfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -116,3 +118,31 @@ def test_a_folder_that_cannot_be_written_is_indexed_all_the_same(
         assert len(TarFolder(folder, no_facts)) == 10
     assert "cannot be locked ([Errno 30] Read-only file system)" in caplog.text
     assert "3.tar cannot be kept" in caplog.text
+
+
+def test_a_header_that_is_damaged_in_the_middle_is_no_end(folder: Path) -> None:
+    """Python's tarfile takes it for the end of the tar, and what lies behind would be lost in silence."""
+    tar = folder / "3.tar"
+    with tarfile.open(tar) as file:
+        offset = file.getmembers()[1].offset
+    data = tar.read_bytes()
+    index_path(tar).unlink()
+    tar.write_bytes(data[:offset] + b"\xff" * 100 + data[offset + 100 :])
+    with pytest.raises(
+        ValueError, match=rf"3\.tar .*damaged or cut at byte {offset:,} of .*behind 1 samples"
+    ):
+        TarFolder(folder, no_facts)
+    tar.write_bytes(data[:offset])  # where one member ends and the next would begin
+    with pytest.raises(ValueError, match=rf"damaged or cut at byte {offset:,} of {offset:,}"):
+        TarFolder(folder, no_facts)
+
+
+def test_a_key_that_a_shard_has_twice_is_a_problem(folder: Path) -> None:
+    with tarfile.open(folder / "0.tar", "a") as file:
+        info = tarfile.TarInfo("00.txt")
+        info.size = 5
+        file.addfile(info, io.BytesIO(b"other"))
+    clips = TarFolder(folder, no_facts)
+    assert len(clips) == 10
+    problems = {sample.key: sample.facts["problem"] for sample in clips.samples if sample.facts["problem"]}
+    assert problems == {"00": "the shard has the key more than once: two .txt"}

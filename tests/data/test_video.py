@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from sana_train.data.video import BadClip, count_frames, decode_clip, encode_clip, to_float, to_uint8
+from sana_train.data.video import (
+    BadClip,
+    ClipHeader,
+    decode_clip,
+    encode_clip,
+    probe_clip,
+    to_float,
+    to_uint8,
+)
 from sana_train.types import VideoShape
 
 SHAPE = VideoShape(frames=9, height_px=32, width_px=32)
@@ -38,7 +46,7 @@ def test_clips_come_back_frame_by_frame(squares: Any) -> None:
     for index in range(3):
         clip = squares.clip(index)
         data = encode_clip(clip, fps=8)
-        assert count_frames(data) == 9
+        assert probe_clip(data) == ClipHeader(9, 32, 32, 8.0)
         error = (to_float(decode_clip(data, SHAPE)) - clip).abs()
         assert error.mean(dim=(0, 2, 3)).max() < 0.02  # in every frame: none lost, none swapped
 
@@ -97,7 +105,7 @@ LAYOUTS = ("", "faststart", "frag_keyframe+empty_moov", "frag_every_frame+empty_
 def test_fragmented_mp4_has_its_frames_counted(squares: Any, tmp_path: Path, movflags: str) -> None:
     data = encode_clip(squares.clip(0), fps=8)
     fragmented = _remux(data, tmp_path / "clip.mp4", movflags)
-    assert count_frames(fragmented) == 9
+    assert probe_clip(fragmented).frames == 9
     assert torch.equal(decode_clip(fragmented, SHAPE), decode_clip(data, SHAPE))
 
 
@@ -115,4 +123,4 @@ def test_truncated_mp4_is_never_a_clip(tmp_path: Path, movflags: str, kept: floa
 
 def test_other_bytes_are_not_a_clip() -> None:
     with pytest.raises(BadClip, match="cannot be opened"):
-        count_frames(b"not a video" * 100)
+        probe_clip(b"not a video" * 100)
