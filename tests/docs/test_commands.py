@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from sana_train.cli import convert, precompute, record, vae_table, verify, weights
+from sana_train.cli import convert, precompute, record, vae_table, validate_data, verify, weights
 from sana_train.cli.preflight import check_overrides
 from sana_train.cli.vae_choice import read_choices
 from tests.docs.conftest import DOCUMENTS, NEEDS_EXAMPLE, ROOT
@@ -44,6 +44,8 @@ def check(words: list[str]) -> None:
             check_vae_table(rest)
         case ["python" | "python3", "-m", "sana_train.cli.precompute", *rest]:
             check_precompute(rest)
+        case ["python" | "python3", "-m", "sana_train.cli.validate_data", *rest]:
+            check_validate_data(rest)
         case [
             "python" | "python3",
             "-m",
@@ -115,6 +117,13 @@ def check_precompute(arguments: list[str]) -> None:
         assert (ROOT / given.prompts).is_file()
 
 
+def check_validate_data(arguments: list[str]) -> None:
+    """All that does not need clips: options and overrides."""
+    words = validate_data.parser().parse_intermixed_args(arguments).words
+    check_overrides([word for word in words if "=" in word])
+    GlobalHydra.instance().clear()
+
+
 def check_script(script: str) -> None:
     subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
 
@@ -163,6 +172,7 @@ def test_python_blocks_parse(documents) -> None:
         "python train.py training.lrr=1",
         "python -m sana_train.cli.vae_table out --autoencoder ltx3",
         "python -m sana_train.cli.precompute --autoencoder ltx3",
+        "python -m sana_train.cli.validate_data clips data.train.frame=17",
         "sbatch slurm/precompute.sbatch data.trian.path=clips",
         "bash no/such.sh",
         "python experiments/real_size/dit.py write out --file x.pth",
