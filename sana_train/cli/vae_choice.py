@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,13 @@ class _Schema:
     autoencoder: VideoAutoencoder
 
 
+def skeleton(node: Mapping[str, Any]) -> VideoAutoencoder:
+    """The autoencoder of a node without numbers in it: geometry and parameter count, whatever the size."""
+    without_weights = {name: None if name == "weights" else value for name, value in node.items()}
+    with torch.device("meta"):
+        return instantiate(without_weights)
+
+
 @dataclass(frozen=True)
 class Choice:
     """One autoencoder, checked and not yet built.
@@ -52,8 +59,7 @@ class Choice:
 
     def skeleton(self) -> VideoAutoencoder:
         """Without numbers in it: geometry and parameter count, whatever the size."""
-        with torch.device("meta"):
-            return instantiate({**self.node, "weights": None})
+        return skeleton(self.node)
 
     def build(self, dtype: torch.dtype, device: torch.device, seed: int) -> VideoAutoencoder:
         """On the host in ``dtype``, random weights made on ``device``."""

@@ -38,6 +38,7 @@ from sana_train.cli.preflight import check_overrides, leave_out_parts
 from sana_train.cli.process import exit_when_preempted, readable_errors
 from sana_train.cli.schema import TARGET
 from sana_train.cli.targets import resolve_target
+from sana_train.cli.vae_choice import skeleton
 from sana_train.cli.validate_report import in_several_sets, report, summarise, verdict
 from sana_train.data.latents import SPEC_NAME, LatentClips
 from sana_train.data.progress import ClipProgress
@@ -138,16 +139,20 @@ def given_sets(paths: Sequence[Path], overrides: Sequence[str]) -> list[ShardSet
     folders: dict[Path, dict[Path, None]] = {}
     for path in paths:
         folder = path.parent if path.is_file() else path
-        whole = (folder / SPEC_NAME).exists()
-        folders.setdefault(folder, {}).update(dict.fromkeys(list_tars(folder if whole else path)))
+        tars = list_tars(folder if _holds_latents(folder) else path)
+        folders.setdefault(folder, {}).update(dict.fromkeys(tars))
     video = None
-    if any(not (folder / SPEC_NAME).exists() for folder in folders):
-        chosen = any(override.startswith("data=") for override in overrides)
-        video = _video(_config(overrides if chosen else ["data=shards", *overrides]), "train")
+    if not all(map(_holds_latents, folders)):
+        is_chosen = any(override.startswith("data=") for override in overrides)
+        video = _video(_config(overrides if is_chosen else ["data=shards", *overrides]), "train")
     return [
-        ShardSet(str(folder), list(tars), None if (folder / SPEC_NAME).exists() else video)
+        ShardSet(str(folder), list(tars), None if _holds_latents(folder) else video)
         for folder, tars in folders.items()
     ]
+
+
+def _holds_latents(folder: Path) -> bool:
+    return (folder / SPEC_NAME).exists()
 
 
 def run_sets(config: RunConfig) -> list[ShardSet]:
@@ -165,13 +170,22 @@ def _config(overrides: Sequence[str]) -> RunConfig:
 
 
 def _video(config: RunConfig, split: str) -> VideoShape:
+    """What the run takes of each clip, if its autoencoder can."""
     node: Mapping[str, Any] = getattr(config.data, split)
     if resolve_target(node[TARGET]) is not ShardClips:
         raise ValueError(
             f"data.{split} is {node[TARGET]}, which renders its clips and needs no validation; choose "
             "data=shards, or give the shards to look at"
         )
-    return VideoShape(node["frames"], node["height_px"], node["width_px"])
+    video = VideoShape(node["frames"], node["height_px"], node["width_px"])
+    if config.autoencoder is not None:
+        try:
+            skeleton(config.autoencoder).spec.latent_shape(video)
+        except ValueError as error:
+            raise ValueError(
+                f"data.{split} asks for clips that the autoencoder cannot take: {error}"
+            ) from error
+    return video
 
 
 def _check(each: ShardSet, given: argparse.Namespace) -> CheckedShards:
@@ -186,10 +200,10 @@ def _failures(each: ShardSet, checked: CheckedShards) -> list[str]:
     if checked.unreadable:
         failures.append(f"{len(checked.unreadable)} of {len(each.tars)} shards cannot be read")
     if not checked.num_usable:
-        failures.append(
-            f"none of the {len(checked.samples)} samples can be used; mend them, or set "
-            "data.*.frames, height_px and width_px to what the clips have"
-        )
+        remedy = "mend the clips and encode them again"
+        if each.video is not None:
+            remedy = "mend them, or set data.*.frames, height_px and width_px to what the clips have"
+        failures.append(f"none of the {len(checked.samples)} samples can be used; {remedy}")
     if each.video is None and not failures:
         try:
             LatentClips(each.tars[0].parent, {})
@@ -222,7 +236,7 @@ def _draw(sets: Sequence[ShardSet], checked: Mapping[str, CheckedShards], given:
             except BadClip:  # --quick has not looked behind its header
                 continue
             sample = checked[name].samples[index]
-            title = f"{sample.shard} {sample.key}"
+            title = " ".join([name, sample.shard, sample.key][len(clips) == 1 :])
             pictures[name, index] = (title, record["caption"], frame_row(video, _FRAMES_SHOWN))
             progress.advance(1)
     if not pictures:

@@ -93,9 +93,10 @@ def report(summary: Mapping[str, Any]) -> str:
         for name, values in summary["ranges"].items():
             cells = "".join(f"{_number(values[column]):>12}" for column in ("min", "median", "max"))
             lines.append(f"  {_NAMES[name][0]:<18}{cells}")
-    for name, label in (("sizes", "sizes"), ("fps", "fps")):
+    lines.append("")
+    for name in ("sizes", "fps"):
         if summary[name]:
-            lines += ["", *_wrapped(f"{label}: {_most_common(summary[name])}", "  ", "    ")]
+            lines += _wrapped(f"{name}: {_most_common(summary[name])}", "  ", "    ")
     lines += _histogram_lines(summary["caption_histogram"])
     return "\n".join([*lines, *_repetition_lines(summary["repeated"]), ""])
 

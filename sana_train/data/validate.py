@@ -147,8 +147,9 @@ def _in_order(function: Callable[[Any], T], items: Sequence[Any], num_workers: i
         num_workers=min(num_workers, len(items)),
     )
     results: list[T] = []
+    checked = iter(loader)  # forks before the bar has a thread
     with ClipProgress(verb, len(items)) as progress:
-        for result in loader:
+        for result in checked:
             results.append(result)
             progress.advance(1)
     return results

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from einops import rearrange
@@ -13,10 +14,11 @@ from torch import Tensor
 from sana_train.evaluation.figure_style import INK, MUTED, new_figure
 
 _NUM_COLUMNS = 2
-_COLUMN_IN = 7.0
-_TEXT_IN = 0.6  # key and two lines of caption
-_LINE_PT = 11.0
-_CAPTION_COLUMNS = 116  # characters that fit above a row of frames
+_PICTURE_IN = 6.8  # width of a row of frames
+_MARGIN_IN = 0.12
+_LINE_IN = 0.155
+_NUM_LINES = 3  # key and two lines of caption
+_KEY_CHARACTERS, _CAPTION_CHARACTERS = 92, 112  # that fit above a row of frames
 _GAP = 0.02  # between frames, of their width
 
 
@@ -38,23 +40,37 @@ def contact_sheet(path: Path, clips: Sequence[tuple[str, str, np.ndarray]]) -> N
     num_columns = min(_NUM_COLUMNS, len(clips))
     num_rows = -(-len(clips) // num_columns)
     aspect = max(picture.shape[0] / picture.shape[1] for _, _, picture in clips)
-    size_in = _COLUMN_IN * num_columns, (_COLUMN_IN * aspect + _TEXT_IN) * num_rows
-    with new_figure(*size_in, path, dpi=110) as figure:
-        for place, (key, caption, picture) in enumerate(clips, start=1):
-            axes = figure.add_subplot(num_rows, num_columns, place)
+    text_in, picture_in = _LINE_IN * _NUM_LINES + 0.05, _PICTURE_IN * aspect
+    row_in, column_in = text_in + picture_in + _MARGIN_IN, _PICTURE_IN + _MARGIN_IN
+    width_in, height_in = column_in * num_columns + _MARGIN_IN, row_in * num_rows + _MARGIN_IN
+    with new_figure(width_in, height_in, path, dpi=110) as figure:
+        figure.set_layout_engine("none")  # it would shrink the pictures until the longest text fits
+        for place, (key, caption, picture) in enumerate(clips):
+            row, column = divmod(place, num_columns)
+            left, bottom = _MARGIN_IN + column * column_in, height_in - (row + 1) * row_in
+            axes = figure.add_axes(
+                (left / width_in, bottom / height_in, _PICTURE_IN / width_in, picture_in / height_in)
+            )
             axes.imshow(picture, interpolation="antialiased", aspect="equal")
             axes.set_axis_off()
-            lines = textwrap.wrap(caption, _CAPTION_COLUMNS, max_lines=2, placeholder=" ...")
-            for row, line in enumerate([key, *lines]):
-                is_key = row == 0
-                axes.annotate(
-                    line,
-                    (0, 1),
-                    xycoords="axes fraction",
-                    xytext=(0, 3 + _LINE_PT * (len(lines) - row)),
-                    textcoords="offset points",
-                    fontsize=8.5 if is_key else 8,
-                    weight="bold" if is_key else "normal",
-                    color=INK if is_key else MUTED,
+            for line, (text, style) in enumerate(_lines(key, caption)):
+                top = bottom + picture_in + _LINE_IN * (_NUM_LINES - line)
+                figure.text(
+                    left / width_in,
+                    top / height_in,
+                    text,
+                    va="top",
                     parse_math=False,  # a caption may have dollars in it
+                    **style,
                 )
+
+
+def _lines(key: str, caption: str) -> list[tuple[str, dict[str, Any]]]:
+    """Texts above a picture with their styles, ending right above it."""
+    lines = textwrap.wrap(caption, _CAPTION_CHARACTERS, max_lines=_NUM_LINES - 1, placeholder=" ...")
+    title = key if len(key) <= _KEY_CHARACTERS else "..." + key[3 - _KEY_CHARACTERS :]
+    above = [""] * (_NUM_LINES - 1 - len(lines))
+    texts = [*above, title, *lines]
+    bold = {"fontsize": 8.5, "weight": "bold", "color": INK}
+    plain = {"fontsize": 8, "color": MUTED}
+    return [(text, bold if place <= len(above) else plain) for place, text in enumerate(texts)]

@@ -247,6 +247,7 @@ def test_what_cannot_be_looked_at_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert "expected a folder of *.tar shards" in validate(capsys, tmp_path / "none")[0]
     assert "no *.tar shards in" in validate(capsys, tmp_path)[0]
     write_tar(tmp_path / "empty.tar", [])
+    assert "takes 1 + 8k frames, got 18" in validate(capsys, tmp_path, *GEOMETRY, "data.train.frames=18")[0]
     code, told = validate(capsys, tmp_path, *GEOMETRY, *IN_PROCESS, "--contact-sheet", tmp_path / "a.png")
     assert code == 1
     assert "holds no samples" in flat(told)
@@ -267,7 +268,7 @@ def test_contact_sheet_follows_from_its_seed(
     assert pictures[0] == pictures[1] != pictures[2]
     with Image.open(io.BytesIO(pictures[0])) as picture:
         width, height = picture.size
-        assert width == 1540 and 300 < height < 900
+        assert width == 1535 and 300 < height < 900
         assert len(picture.getcolors(1 << 24) or []) > 1000
 
 
