@@ -2,8 +2,8 @@
 
 SHARDS are folders or tars of captioned clips, or folders that precompute wrote. The overrides are those of
 the run; its data.train.frames, height_px and width_px are what clips are held against, by the reader that
-training has, so that a clip is rejected here for the reason that would make it a hole there. Without
-SHARDS the run's own data.train and data.heldout are looked at.
+training has, so that a clip is rejected here for the reason that would make it a hole there; its frames
+are decoded as far as there. Without SHARDS the run's own data.train and data.heldout are looked at.
 
 Told are counts, reasons with their first keys, ranges, sizes, repeated keys, captions and contents. The
 exit code is 1 if training would fail: a shard cannot be read, or no sample of a set can be used.
@@ -70,7 +70,7 @@ class ShardSet:
     @property
     def expected(self) -> str:
         if self.video is None:
-            return "latents, held against each other"
+            return "latents, held against each other; a run holds them against its autoencoder, too"
         size = f"{self.video.height_px}x{self.video.width_px} px"
         return f"clips, held against {self.video.frames} frames of {size}"
 

@@ -229,7 +229,7 @@ def _examples(texts: Sequence[str]) -> list[str]:
 
 
 def _most_common(counts: Mapping[str, int]) -> str:
-    shown = [f"{count:,} x {value}" for value, count in list(counts.items())[:_NUM_BINS]]
+    shown = [f"{value} ({count:,})" for value, count in list(counts.items())[:_NUM_BINS]]
     return ", ".join(shown) + (f" and {len(counts) - _NUM_BINS:,} others" if len(counts) > _NUM_BINS else "")
 
 

@@ -64,8 +64,8 @@ def write_tar(target: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]], 
 
 
 def is_whole(tar: Path) -> bool:
-    """Whether ``tar`` is there with an index that fits it: what ``write_tar`` wrote last."""
-    return tar.exists() and _read_index(tar)[0] is not None
+    """Whether ``tar`` is there with an index that fits it, of any version: what ``write_tar`` wrote last."""
+    return tar.exists() and _fitting_index(tar)[0] is not None
 
 
 def index_path(tar: Path) -> Path:
@@ -130,6 +130,14 @@ def _pread(descriptor: int, offset: int, size: int) -> bytes:
 
 
 def _read_index(tar: Path) -> tuple[dict[str, Any] | None, str]:
+    """The sidecar if it fits the tar and this code, else None and why not."""
+    index, why = _fitting_index(tar)
+    if index is not None and index.get("version") != _INDEX_VERSION:
+        return None, f"its index has version {index.get('version')}, this code writes {_INDEX_VERSION}"
+    return index, why
+
+
+def _fitting_index(tar: Path) -> tuple[dict[str, Any] | None, str]:
     """The sidecar if it fits the tar, else None and why not."""
     path = index_path(tar)
     if not path.exists():
@@ -138,10 +146,8 @@ def _read_index(tar: Path) -> tuple[dict[str, Any] | None, str]:
         index = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         return None, f"its index is not JSON ({error})"
-    if index.get("version") != _INDEX_VERSION:
-        return None, f"its index has version {index.get('version')}, this code writes {_INDEX_VERSION}"
-    if index["num_bytes"] != tar.stat().st_size:
-        return None, f"its index is of a tar of {index['num_bytes']} bytes, this has {tar.stat().st_size}"
+    if index.get("num_bytes") != tar.stat().st_size:
+        return None, f"its index is of a tar of {index.get('num_bytes')} bytes, this has {tar.stat().st_size}"
     if path.stat().st_mtime_ns < tar.stat().st_mtime_ns:
         if index["sha256"] != sha256_file(tar):
             return None, "its index is of another tar"

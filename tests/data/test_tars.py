@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import tarfile
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from sana_train.data import tars
-from sana_train.data.tars import TarFolder, index_path, write_tar
+from sana_train.data.tars import TarFolder, index_path, is_whole, write_tar
 
 
 def no_facts(members: Mapping[str, bytes]) -> dict[str, Any]:
@@ -146,3 +147,15 @@ def test_a_key_that_a_shard_has_twice_is_a_problem(folder: Path) -> None:
     assert len(clips) == 10
     problems = {sample.key: sample.facts["problem"] for sample in clips.samples if sample.facts["problem"]}
     assert problems == {"00": "the shard has the key more than once: two .txt"}
+
+
+def test_a_shard_with_an_index_of_another_version_is_whole(folder: Path) -> None:
+    """It is indexed again when it is read, and never written again: it may hold an hour of encoding."""
+    tar = folder / "3.tar"
+    index = json.loads(index_path(tar).read_text())
+    index_path(tar).write_text(json.dumps({**index, "version": 1}))
+    assert is_whole(tar)
+    assert len(TarFolder(folder, no_facts)) == 10
+    assert json.loads(index_path(tar).read_text()) == index
+    tar.write_bytes(tar.read_bytes()[:700])
+    assert not is_whole(tar)
