@@ -39,9 +39,10 @@ def targets() -> Iterator[tuple[str, str, bool]]:
             f"{kind} <= chance + 0.05",
             all(heldout[kind][name] <= chance[name] + 0.05 for name in chance),
         )
-    samples = record("sana_dcae_v")["heldout"]
-    accuracy = [samples.get(f"samples/accuracy/{name}", 0.0) for name in COARSE]
-    yield "sana_dcae_v", "mean coarse accuracy >= 0.9", sum(accuracy) / len(accuracy) >= 0.9
+    for part in ("sana_ltx2", "sana_dcae_v"):
+        samples = record(part)["heldout"]
+        accuracy = [samples.get(f"samples/accuracy/{name}", 0.0) for name in COARSE]
+        yield part, "mean coarse accuracy >= 0.9", sum(accuracy) / len(accuracy) >= 0.9
     yield "sana_dcae_v", "each coarse accuracy >= 0.8", min(accuracy) >= 0.8
 
 

@@ -71,6 +71,11 @@ require_done() { # ID...
   exit 1
 }
 
+for name in $(grep -o '"run": "[^"]*"' "$out/runs.jsonl" 2>/dev/null | cut -d'"' -f4 | sort -u); do
+  [[ -d $runs/$name ]] && continue
+  echo "$out holds $name, which is no run of $runs; a correction is a new record: give another OUT" >&2
+  exit 2
+done
 mkdir -p "$runs" "$out"
 cp "$weights/sana_ltx2/levels.npz" "$out/levels.npz" || exit 1
 trap report EXIT

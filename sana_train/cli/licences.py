@@ -27,7 +27,7 @@ class Terms:
 _NVIDIA = Terms("NVIDIA Open Model License", "", "THIRD_PARTY.md, after the model cards")
 _DCAE = Terms("as stated beside the file", "", "THIRD_PARTY.md")
 _GEMMA = "Gemma Terms of Use"
-_GATE_SOURCE = "THIRD_PARTY.md; gate: github.com/city96/ComfyUI_ExtraModels/issues/99"
+_GATE_SOURCE = "THIRD_PARTY.md, after the model card"
 # A hub repository, or the beginning of a file's name, as it stands in a name or a path of weights.
 _TERMS = {
     r"Efficient-Large-Model/SANA-Video_2B_\w+": _NVIDIA,

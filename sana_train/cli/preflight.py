@@ -46,7 +46,9 @@ _TAKE_A_VALUE = {"--config-name", "-cn", "--config-path", "-cp", "--config-dir",
 def preflight(config_name: str, arguments: Sequence[str]) -> list[str]:
     """The command line as Hydra understands it; exits with every mistake named, if there is one."""
     if _INFORM_ONLY & {argument.split("=")[0] for argument in arguments}:
-        return list(arguments)
+        overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+        others = [argument for argument in arguments if argument not in overrides]
+        return others + leave_out_parts(overrides, config_name)
     try:
         arguments = leave_out_parts(arguments, config_name)
         cfg = check_overrides(arguments, config_name)
@@ -88,7 +90,7 @@ def leave_out_parts(arguments: Sequence[str], config_name: str = "train") -> lis
     if not out:
         return list(arguments)
     rest = [argument for argument in arguments if argument not in out]
-    base = _compose(_parse(rest), config_name)
+    base = _compose([each for each in _parse(rest) if _options(each.key_or_group)], config_name)
     return rest + [f"~{group}" for group in out.values() if group in base]
 
 

@@ -243,8 +243,6 @@ class Study:
         """Keep ``measured`` of the exported weights as a reference for other runs; print the verdict."""
         replace(self.levels, reference=measured).save(self.run_dir / "export" / "levels.npz")
         line = verdict(self._history()[0], self.levels)
-        if self.evaluator.num_samples:
-            line += f" [{self.evaluator.num_samples} samples]"
         self.console.print(line, style="bold", highlight=False, soft_wrap=True)
 
     @torch.no_grad()

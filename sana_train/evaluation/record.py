@@ -62,7 +62,7 @@ class Record:
     """Runs of several arms and the levels they are read against.
 
     Raises:
-        ValueError: no runs, or runs of one arm on different grids of steps.
+        ValueError: no runs.
     """
 
     def __init__(self, runs: list[Run], levels: Levels) -> None:
@@ -215,3 +215,5 @@ def add_run(folder: Path, run_dir: Path, *, arm: str, seed: int, lr: float, is_s
             if metric in arrays[0]
         }
         save_arrays(folder / "clips" / f"{name}.npz", {**stacked, "steps": np.array(sorted(evaluations))})
+    else:  # those of an earlier run of that name
+        (folder / "clips" / f"{name}.npz").unlink(missing_ok=True)

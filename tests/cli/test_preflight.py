@@ -59,6 +59,12 @@ def test_null_leaves_a_part_out(group: str) -> None:
     assert group not in check_overrides(leave_out_parts(["training.lr=1", f"{group}=null"]))
 
 
+def test_a_part_left_out_hides_no_mistake_and_shows_its_configuration() -> None:
+    with pytest.raises(ConfigError, match=r"traning\.lr: there is no such key; the nearest is training\.lr"):
+        check_overrides(leave_out_parts(["reader=null", "traning.lr=1"]))
+    assert preflight("train", ["--cfg", "job", "reader=null"]) == ["--cfg", "job", "~reader"]
+
+
 def test_leaving_out_what_is_out_already_changes_nothing() -> None:
     arguments = ["experiment=tiny/ltx2_vae", "-m", "training.seed=0,1"]
     assert leave_out_parts([*arguments, "reader=null", "source=null"]) == arguments

@@ -115,6 +115,11 @@ class ConvergenceEvaluator:
         hashes = self.heldout.caption_hashes()
         levels = Levels(captions=hashes) if reference is None else Levels.load(reference, hashes)
         self._check_sigmas(levels, reference)
+        counts = {"samples/": self.num_samples, "clean/": self.num_clean_estimates}
+        for known in (levels.zero, levels.reference):  # of the very clips that a run is judged on
+            for name in known:
+                count = next((n for prefix, n in counts.items() if name.startswith(prefix)), 0)
+                known[name] = known[name][: count or None]
         if linear is not None:
             losses = linear.losses(self.heldout.latents, self.sigmas, self.seed)
             levels.zero |= _arrays(band_metrics(losses, self.sigmas))
@@ -133,12 +138,6 @@ class ConvergenceEvaluator:
                 f"{reference} was measured at noise levels {found}, this run at {list(self.sigmas)}; use the "
                 "same noise levels, or measure the reference again"
             )
-
-    def clean_videos(self, denoiser: Denoiser, num_clips: int, sigma: float) -> Tensor:
-        """Decoded one-step estimates of the first clips, for pictures: (n, 3, F, H, W)."""
-        clips = self.heldout.slice(0, num_clips)
-        latents = clean_latents(denoiser, clips, (sigma,), self.seed)[sigma]
-        return self._decode(latents)
 
     def sample_videos(self, denoiser: Denoiser, num_clips: int) -> Tensor:
         """Decoded samples of the first captions, for pictures: (n, 3, F, H, W)."""

@@ -5,17 +5,15 @@ Legend: n clips.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from sana_train.evaluation import video_stats
-from sana_train.evaluation.convergence.heldout import HeldOut
 from sana_train.protocols import Autoencoder, Reader
 from sana_train.utils.rng import SampleRng
 
-Generate = Callable[[Tensor, Tensor, Tensor], Tensor]
 GROUPS = ("semantic", "colour", "texture")
 
 
@@ -23,19 +21,6 @@ def sample_noise(seed: int, first_clip: int, like: Tensor) -> Tensor:
     """The starting noise of held-out captions ``first_clip`` and on, shaped as ``like``."""
     ordinals = torch.arange(first_clip, first_clip + len(like), device=like.device)
     return SampleRng(seed, ordinals).normal("heldout/samples", tuple(like.shape[1:]))
-
-
-def generate_videos(
-    generate: Generate, heldout: HeldOut, autoencoder: Autoencoder, seed: int, first_clip: int = 0
-) -> Tensor:
-    """Decoded samples of ``heldout``'s captions, frames 1 and on: (n, 3, F, H, W).
-
-    Args:
-        generate: (context, mask, noise) -> normalised latents.
-    """
-    noise = sample_noise(seed, first_clip, heldout.latents)
-    latents = generate(heldout.context, heldout.context_mask, noise)
-    return decode(latents, autoencoder)
 
 
 def decode(latents: Tensor, autoencoder: Autoencoder) -> Tensor:

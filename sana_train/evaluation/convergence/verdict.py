@@ -19,6 +19,7 @@ from sana_train.evaluation.convergence.s90 import (
 
 SEMANTIC_STEP = 500
 TEXTURE_STEP = 5000
+MIN_SAMPLES = 256  # below, a few clips more or less are what colour and texture differ by
 
 History = Sequence[tuple[int, Mapping[str, float]]]
 
@@ -54,11 +55,18 @@ def run_curves(history: History, levels: Levels, headline: str) -> tuple[list[in
 def verdict(history: History, levels: Levels) -> str:
     """One line, e.g. ``semantics back by 500? yes (97 % at 500, S90 312); ...``.
 
-    Without samples the high-noise band stands for semantics and texture is not judged.
+    Without samples the high-noise band stands for semantics; without ``MIN_SAMPLES`` of them it stands
+    beside it. Texture is not judged then.
     """
     if run_curves(history, levels, "semantic") is None:
-        band = _answer(history, levels, "loss_high", SEMANTIC_STEP)
-        return f"high-noise band back by {SEMANTIC_STEP}? {band}; texture: not judged"
+        return f"{_band(history, levels)}; texture: not judged"
+    num_samples = len(levels.reference["samples/semantic"])
+    if num_samples < MIN_SAMPLES:
+        semantic = _answer(history, levels, "semantic", SEMANTIC_STEP)
+        return (
+            f"semantics back by {SEMANTIC_STEP}? {semantic}, by {num_samples} samples; "
+            f"{_band(history, levels)}; texture: not judged"
+        )
     parts = [
         f"{subject} back by {step:,}? {_answer(history, levels, headline, step)}"
         for subject, headline, step in (
@@ -68,6 +76,10 @@ def verdict(history: History, levels: Levels) -> str:
         )
     ]
     return "; ".join(parts)
+
+
+def _band(history: History, levels: Levels) -> str:
+    return f"high-noise band back by {SEMANTIC_STEP}? {_answer(history, levels, 'loss_high', SEMANTIC_STEP)}"
 
 
 def _answer(history: History, levels: Levels, headline: str, by_step: int) -> str:

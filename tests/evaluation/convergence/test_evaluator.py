@@ -177,3 +177,18 @@ def test_what_is_asked_for_without_its_parts_is_refused(heldout, autoencoder):
         ConvergenceEvaluator(heldout, num_clean_estimates=4)
     with pytest.raises(ValueError, match="12 held-out clips"):
         ConvergenceEvaluator(heldout, autoencoder, num_clean_estimates=40)
+
+
+def test_a_reference_is_read_on_the_clips_that_a_run_is_judged_on(
+    gaussian_denoiser, heldout, autoencoder, reader, tmp_path
+):
+    count = len(heldout)
+    rising = np.linspace(0, 1, count, dtype=np.float32)  # early clips are harder
+    Levels(
+        reference={"samples/semantic": rising, "heldout/loss_high": rising}, captions=heldout.caption_hashes()
+    ).save(tmp_path / "reference.npz")
+    evaluator = ConvergenceEvaluator(heldout, autoencoder, reader, recall(heldout), num_samples=4)
+    levels = evaluator.levels(reference=tmp_path / "reference.npz")
+    assert levels.means("reference") == pytest.approx(
+        {"samples/semantic": rising[:4].mean(), "heldout/loss_high": rising.mean()}
+    )

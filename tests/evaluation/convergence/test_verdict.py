@@ -7,8 +7,8 @@ from sana_train.evaluation.convergence.s90 import recovery_curves
 from sana_train.evaluation.convergence.verdict import run_curves, verdict
 
 
-def level(value: float) -> np.ndarray:
-    return np.full(4, value, dtype=np.float32)
+def level(value: float, num_clips: int = 256) -> np.ndarray:
+    return np.full(num_clips, value, dtype=np.float32)
 
 
 BANDS = Levels(zero={"heldout/loss_high": level(1.0)}, reference={"heldout/loss_high": level(0.5)})
@@ -34,7 +34,7 @@ def sampled(semantic: float, colour: float, texture: float) -> dict[str, float]:
     }
 
 
-def test_a_cpu_run_answers_for_the_high_noise_band_and_not_for_texture():
+def test_a_run_without_samples_answers_for_the_high_noise_band_and_not_for_texture():
     history = [(0, {"heldout/loss_high": 1.4}), (100, {"heldout/loss_high": 0.7})]
     done = [*history, (500, {"heldout/loss_high": 0.52})]
     line = verdict(done, BANDS)
@@ -56,6 +56,19 @@ def test_a_gpu_run_answers_for_all_three():
     assert semantics.startswith("semantics back by 500? yes (95% at 500, S90 ")
     assert colour.startswith("colour back by 5,000? yes (97% at 5,000, S90 ")
     assert texture.startswith("texture back by 5,000? no (60% at 5,000, S90 ")
+
+
+def test_few_samples_stand_beside_the_high_noise_band_and_judge_no_texture():
+    few = Levels(zero=BANDS.zero, reference=BANDS.reference | {k: v[:32] for k, v in FULL.reference.items()})
+    history = [
+        (0, sampled(0, 0, 0) | {"heldout/loss_high": 1.4}),
+        (500, sampled(0.95, 0.9, 0.9) | {"heldout/loss_high": 0.9}),
+    ]
+    semantics, band, texture = verdict(history, few).split("; ")
+    assert semantics.startswith("semantics back by 500? yes (95% at 500, S90 ")
+    assert semantics.endswith(", by 32 samples")
+    assert band == "high-noise band back by 500? no (20% at 500, S90 not reached)"
+    assert texture == "texture: not judged"
 
 
 def test_without_a_reference_nothing_is_judged():

@@ -89,3 +89,12 @@ def test_a_headline_without_a_level_is_not_judged_and_the_others_are(record_dir,
     row = next(line for line in table if line.startswith("| random"))
     assert row.count("not judged") == 1
     assert has_gate(record)
+
+
+def test_a_run_added_again_without_its_clips_keeps_none_of_the_old(write_run, tmp_path):
+    write_run(tmp_path / "run", (400, 400, 400), 0)
+    add_run(tmp_path / "record", tmp_path / "run", arm="random", seed=0, lr=1e-4)
+    assert Record.load(tmp_path / "record").runs[0].clips
+    shutil.rmtree(tmp_path / "run" / "clips")
+    add_run(tmp_path / "record", tmp_path / "run", arm="random", seed=0, lr=1e-4)
+    assert not Record.load(tmp_path / "record").runs[0].clips
