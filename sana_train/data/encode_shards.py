@@ -255,9 +255,9 @@ class _Tars:
                 write_tar, self._work[shard].targets[name], _drain(self._queues[at]), inspect_latents
             )
         self._wait(at, sample)
-        self._left[at] -= 1
-        if not self._left[at]:
+        if self._left[at] == 1:
             self._wait(at, None)
+        self._left[at] -= 1  # last: a signal may end any wait, and what has not got its end is abandoned
         for done in [key for key, future in self._written.items() if future.done()]:
             self._written.pop(done).result()
 

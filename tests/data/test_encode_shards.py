@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
+from sana_train.data import encode_shards
 from sana_train.data.encode_shards import LoadedClip, ShardEncoder, ShardWork, hole
 from sana_train.data.latents import inspect_latents
 from sana_train.data.pipeline import prefetch
@@ -114,6 +117,26 @@ def test_an_error_anywhere_ends_everything_and_leaves_whole_shards(
     assert [path for path in tmp_path.rglob(".*") if path.name != ".index.lock"] == []
     whole = [path.name for path in sorted((tmp_path / "one").glob("*.tar"))]
     assert whole in (["shard-000000.tar"], ["shard-000000.tar", "shard-000001.tar"])
+    assert set(threading.enumerate()) <= before
+
+
+def test_a_signal_while_a_shards_end_is_queued_ends_everything(
+    block_means: Any, word_hashes: Any, load_square: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = set(threading.enumerate())
+
+    class Interrupted(queue.Queue[Any]):
+        def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+            if item is None:
+                raise SystemExit(75)
+            super().put(item, block, timeout)
+
+    only = encoder({"one": block_means}, word_hashes)
+    stand_in = SimpleNamespace(Queue=Interrupted, Full=queue.Full, Empty=queue.Empty)
+    monkeypatch.setattr(encode_shards, "queue", stand_in)
+    with pytest.raises(SystemExit):
+        only.run(work_of(tmp_path, ["one"], [4]), load_square, lambda _: None)
+    assert list(tmp_path.rglob("*.tar")) == []
     assert set(threading.enumerate()) <= before
 
 
