@@ -92,6 +92,15 @@ def test_a_task_of_an_array_requeues_itself_alone(cluster: dict[str, str], tmp_p
     assert "scontrol requeue 17_2" in lines
 
 
+@pytest.mark.parametrize(("given", "cpus"), [({}, "unset"), ({"SLURM_CPUS_PER_TASK": "32"}, "32")])
+def test_precompute_hands_its_cpus_on(
+    cluster: dict[str, str], tmp_path: Path, given: dict[str, str], cpus: str
+) -> None:
+    (tmp_path / "srun").write_text('#!/bin/bash\necho "cpus ${SRUN_CPUS_PER_TASK:-unset}"\n')
+    done = run({**cluster, **given}, script=PRECOMPUTE)
+    assert f"cpus {cpus}" in done.stdout.splitlines(), done.stderr
+
+
 def test_settings_of_a_cluster_are_sourced(cluster: dict[str, str], tmp_path: Path) -> None:
     settings = tmp_path / "here.env"
     settings.write_text("export WANDB_MODE=online\n")
