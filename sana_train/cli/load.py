@@ -23,11 +23,13 @@ CONF_DIR = REPOSITORY / "conf"
 OmegaConf.register_new_resolver("repo", lambda path: str(REPOSITORY / path), replace=True)
 
 
-def compose_config(overrides: Sequence[str] = (), config_name: str = "train") -> DictConfig:
-    """What ``python <config_name>.py <overrides>`` composes, for tests and notebooks."""
+def compose_config(
+    overrides: Sequence[str] = (), config_name: str = "train", with_hydra: bool = False
+) -> DictConfig:
+    """What ``python <config_name>.py <overrides>`` composes; Hydra's own section only if asked for."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        return compose(config_name, overrides=list(overrides))
+        return compose(config_name, list(overrides), return_hydra_config=with_hydra)
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:

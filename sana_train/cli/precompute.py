@@ -53,10 +53,10 @@ from sana_train.cli.precompute_job import (
 from sana_train.cli.precompute_measure import measure
 from sana_train.cli.precompute_plan import hours, sizes, summary
 from sana_train.cli.precompute_prompts import cache_prompts
-from sana_train.cli.preflight import check_overrides, leave_out_parts
+from sana_train.cli.preflight import check_overrides, chosen_option, leave_out_parts
 from sana_train.cli.process import exit_when_preempted, readable_errors
 from sana_train.cli.schema import TARGET
-from sana_train.cli.vae_choice import Choice, read_choices
+from sana_train.cli.vae_choice import Choice, label_of, read_choices
 from sana_train.cli.wanted import MissingWeightsError, find_weights
 from sana_train.data.progress import ClipProgress
 
@@ -99,7 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(given: argparse.Namespace) -> None:
-    config = load(check_overrides(leave_out_parts(given.overrides)))
+    overrides = leave_out_parts(given.overrides)
+    config = load(check_overrides(overrides))
     if config.text is None or config.latents is None:
         raise ValueError("precompute needs the sections `text` and `latents`; choose text=<option>")
     if given.prompts is not None:
@@ -108,7 +109,10 @@ def _run(given: argparse.Namespace) -> None:
             cache_prompts(_local_text(config), given.prompts, Path(config.paths.latents), devices()[0])
         )
         return
-    choices = _choices(config, given.autoencoder)
+    if given.autoencoder is None:
+        choices = [_own_choice(config, chosen_option("autoencoder", overrides))]
+    else:
+        choices = read_choices(given.autoencoder, config.paths)
     if given.measure is not None:
         _require([*_missing_weights(choices, may_be_random=True), *_missing_text(config)])
         split = read_split(config, given.split or "train", (0, 1))
@@ -188,16 +192,15 @@ def slurm_part(environment: Mapping[str, str]) -> tuple[int, int]:
     return index, count
 
 
-def _choices(config: RunConfig, given: Sequence[Sequence[str]] | None) -> list[Choice]:
-    if given is not None:
-        return read_choices(given, config.paths)
+def _own_choice(config: RunConfig, option: str | None) -> Choice:
+    """The run's autoencoder, called as ``--autoencoder`` would call it, so that both have one folder."""
     node = config.autoencoder
     if node is None:
         raise ValueError("the configuration has no autoencoder; name some with --autoencoder")
-    name = node[TARGET].split(".")[-2]
+    name = label_of(option or node[TARGET].split(".")[-2])
     wanted = node.get("weights")
     found = None if wanted is None else find_weights(wanted, Path(config.paths.models))
-    return [Choice(name, name, (), node, wanted, found)]
+    return Choice(name, name, (), node, wanted, found)
 
 
 def _missing_text(config: RunConfig) -> list[str]:

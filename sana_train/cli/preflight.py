@@ -111,6 +111,12 @@ def check_overrides(overrides: Sequence[str], config_name: str = "train") -> Dic
     return cfg
 
 
+def chosen_option(group: str, overrides: Sequence[str], config_name: str = "train") -> str | None:
+    """The option of ``group`` that checked ``overrides`` lead to; None if no option does."""
+    lines = [str(override.input_line) for override in _parse(overrides)]
+    return compose_config(lines, config_name, with_hydra=True).hydra.runtime.choices.get(group)
+
+
 def _parse(arguments: Sequence[str]) -> list[Override]:
     """The overrides among ``arguments`` that are not Hydra's own; of a sweep, its first value."""
     before = ["", *arguments[:-1]]

@@ -80,13 +80,18 @@ def read_choices(given: Sequence[Sequence[str]], paths: PathsConfig | None = Non
     Raises:
         ConfigError: no such option or file, or a key or value that its class does not take.
     """
-    names = [Path(words[0]).stem[:_MAX_LABEL] for words in given]
+    names = [label_of(words[0]) for words in given]
     counts = Counter(names)
     labels = [
         name if counts[name] == 1 else f"{name}.{names[:position].count(name) + 1}"
         for position, name in enumerate(names)
     ]
     return [_read(label, words, paths) for label, words in zip(labels, given, strict=True)]
+
+
+def label_of(option: str) -> str:
+    """What an option of ``conf/autoencoder``, or a YAML, is called in tables and folders."""
+    return Path(option).stem[:_MAX_LABEL]
 
 
 def _read(label: str, words: Sequence[str], given_paths: PathsConfig | None) -> Choice:
