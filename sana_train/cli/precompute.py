@@ -11,7 +11,8 @@ task takes every N-th, and whichever finishes the last shard publishes the folde
 goes on after an interruption: a finished shard is not encoded again, once the fingerprint of its
 folder was found to be this command's. GB and hours are told before anything is encoded.
 
-  --dry-run    the plan alone: nothing is written but the index beside clip shards that have none
+  --dry-run    the plan alone: nothing is encoded. Clip shards without an index get one beside them,
+               and data=world renders its clips if they are not there yet
   --measure N  nothing is kept: clips/s of the bare autoencoders on N clips that lie on the device,
                of the whole pipeline from decoded clips in host memory, and of decoding
   --prompts F  no clips: each prompt of F (one a line) through text=ltx2_connectors, for the refiner
@@ -104,7 +105,7 @@ def _run(given: argparse.Namespace) -> None:
     if config.text is None or config.latents is None:
         raise ValueError("precompute needs the sections `text` and `latents`; choose text=<option>")
     if given.prompts is not None:
-        _require(_missing_text(config))
+        _require([], _missing_text(config))
         sys.stdout.write(
             cache_prompts(_local_text(config), given.prompts, Path(config.paths.latents), devices()[0])
         )
@@ -114,7 +115,7 @@ def _run(given: argparse.Namespace) -> None:
     else:
         choices = read_choices(given.autoencoder, config.paths)
     if given.measure is not None:
-        _require([*_missing_weights(choices, may_be_random=True), *_missing_text(config)])
+        _require(_missing_weights(choices, may_be_random=True), _missing_text(config))
         split = read_split(config, given.split or "train", (0, 1))
         encoders = build(choices, _local_text(config), devices()[0])
         sys.stdout.write(measure(encoders, split, config.latents, given.measure, devices()[0]))
@@ -129,11 +130,11 @@ def precompute(config: RunConfig, choices: Sequence[Choice], splits: Sequence[Sp
     assert config.latents is not None and config.text is not None
     specs = {choice.label: choice.skeleton().spec for choice in choices}
     sys.stdout.write(sizes(specs, splits, config.latents.dtype))
-    missing = [*_missing_weights(choices), *_missing_text(config)]
-    if missing and dry_run:
-        sys.stdout.write(f"hours: unknown without the weights of {'; '.join(missing)}\n")
+    missing, missing_text = _missing_weights(choices), _missing_text(config)
+    if dry_run and (missing or missing_text):
+        sys.stdout.write(f"hours: unknown without the weights of {'; '.join([*missing, *missing_text])}\n")
         return
-    _require(missing)
+    _require(missing, missing_text)
     encoders = build(choices, _local_text(config), devices()[0])
     if dry_run:
         num_clips = sum(len(clips) for split in splits for clips in split.mine.values())
@@ -224,13 +225,20 @@ def _missing_weights(choices: Sequence[Choice], may_be_random: bool = False) -> 
     ]
 
 
-def _require(missing: Sequence[str]) -> None:
-    if missing:
-        raise MissingWeightsError(
-            f"no weights on this machine for {'; '.join(missing)}. `python -m sana_train.cli.weights` says "
-            "where they are looked for; give weights=/path/to/it behind an autoencoder's name. Random ones "
-            "serve --measure only"
+def _require(autoencoders: Sequence[str], text: Sequence[str]) -> None:
+    if not (autoencoders or text):
+        return
+    ways = ["text.weights=/path/to/it"] if text else []
+    if autoencoders:
+        ways.append(
+            "autoencoder.weights=/path/to/it, or weights=/path/to/it behind a name that --autoencoder gives "
+            "(random ones serve --measure only)"
         )
+    raise MissingWeightsError(
+        f"no weights on this machine for {'; '.join([*autoencoders, *text])}. `python -m "
+        "sana_train.cli.weights` takes the same overrides and says where they are looked for; give "
+        + " and ".join(ways)
+    )
 
 
 def _part(text: str) -> tuple[int, int]:

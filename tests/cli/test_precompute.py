@@ -413,14 +413,14 @@ def test_measure_compares_and_keeps_nothing(
     [
         ([], "--autoencoder ltx2_tny", "no such autoencoder; the nearest is ltx2_tiny"),
         (["latents.dtyp=float32"], "", "the nearest is latents.dtype"),
-        ([], "--autoencoder dcae_v_tiny weights=null", "Random ones serve --measure only"),
+        ([], "--autoencoder dcae_v_tiny weights=null", "(random ones serve --measure only)"),
         (["data.train.frames=16"], "--autoencoder ltx2_tiny", "ltx2_tiny: a causal autoencoder"),
         (
             [],
             "--autoencoder ltx2_tiny --autoencoder dcae_v_tiny skip_frames=0 weights=null",
             "ltx2_tiny and dcae_v_tiny cannot be paired: 17 frames leave the last latent",
         ),
-        (["text=ltx2_connectors", "text.weights=no/where"], "", "text: no/where"),
+        (["text=ltx2_connectors", "text.weights=no/where"], "", "text.weights=/path/to/it"),
     ],
 )
 def test_bad_input_is_one_message(
