@@ -71,13 +71,18 @@ def measure(
     latents there. The pipeline takes decoded clips in host memory, encodes captions too, and writes shards
     to paths.latents, which are removed.
     """
-    indices = range(min(num_clips, len(split.clips)))
+    indices, kept = range(min(num_clips, len(split.clips))), []
+
+    def decode(index: int) -> bool:
+        clip = split.load(index)
+        if clip.video is not None and len(kept) < _KEPT_CLIPS:  # a few more if threads meet here
+            kept.append(clip)
+        return clip.video is not None
+
     started_s = time.perf_counter()
     with ThreadPoolExecutor(num_cores()) as pool:
-        loaded = list(pool.map(split.load, indices))
+        num_decoded = sum(pool.map(decode, indices))
     decoding_s = time.perf_counter() - started_s
-    num_decoded = sum(clip.video is not None for clip in loaded)
-    kept = [clip for clip in loaded if clip.video is not None][:_KEPT_CLIPS]
     if not kept:
         raise ValueError(f"none of the first {len(indices)} clips of {split.name} can be decoded")
 
