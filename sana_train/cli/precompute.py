@@ -52,7 +52,7 @@ from sana_train.cli.precompute_job import (
     work_left,
 )
 from sana_train.cli.precompute_measure import measure
-from sana_train.cli.precompute_plan import hours, sizes, summary
+from sana_train.cli.precompute_plan import hours, not_written, sizes, summary
 from sana_train.cli.precompute_prompts import cache_prompts
 from sana_train.cli.preflight import check_overrides, chosen_option, leave_out_parts
 from sana_train.cli.process import exit_when_preempted, readable_errors
@@ -137,9 +137,8 @@ def precompute(config: RunConfig, choices: Sequence[Choice], splits: Sequence[Sp
     _require(missing, missing_text)
     encoders = build(choices, _local_text(config), devices()[0])
     if dry_run:
-        num_clips = sum(len(clips) for split in splits for clips in split.mine.values())
-        sys.stdout.write(hours(encoders, splits, config.latents, devices(), num_clips))
-        sys.stdout.write("\nnothing was encoded\n")
+        work = not_written(splits, list(specs))
+        sys.stdout.write(hours(encoders, work, config.latents, devices()) + "\nnothing was encoded\n")
         return
     with alone(splits):
         num_clips, took_s = _encode(config, choices, splits, encoders)
@@ -160,7 +159,7 @@ def _encode(
     if not num_clips:
         return 0, 0.0
     places = devices()
-    sys.stdout.write(hours(encoders, splits, config.latents, places, num_clips) + "\n")
+    sys.stdout.write(hours(encoders, work, config.latents, places) + "\n")
     sys.stdout.flush()  # in a log, before hours of work
     started_s = time.monotonic()
     with ClipProgress("encoding clips", num_clips) as progress:

@@ -233,7 +233,7 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-Work = Sequence[tuple[Split, list[ShardWork]]]
+Work = Sequence[tuple[Split, list[ShardWork]]]  # what each split still wants
 
 
 def run_here(

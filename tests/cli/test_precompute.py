@@ -11,8 +11,10 @@ import subprocess
 import sys
 import tarfile
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,11 +22,13 @@ import torch
 from safetensors.torch import load as load_tensors
 
 from sana_train.autoencoders.weights import save_autoencoder
-from sana_train.cli import precompute, precompute_job
+from sana_train.cli import precompute, precompute_job, precompute_measure, precompute_plan
 from sana_train.cli.load import compose_config, load
 from sana_train.cli.parts import Parts
+from sana_train.data.encode_shards import LoadedClip
 from sana_train.data.latents import LatentClips, inspect_latents
 from sana_train.data.prepare import render_shards
+from sana_train.data.staging import partial_folder
 from sana_train.data.tars import TarFolder
 from sana_train.data.world.clips import WorldClips
 from sana_train.text.ltx2_connectors import LTX2ConnectorsTextEncoder
@@ -224,6 +228,67 @@ def test_array_tasks_share_the_shards_and_the_last_publishes(
     assert contents(tmp_path / "train" / "dcae_v_tiny") == contents(paired / "train" / "dcae_v_tiny")
 
 
+def test_a_folder_published_by_another_task_at_the_end_is_still_read(
+    clips: Path, paired: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load(compose_config(overrides(clips, tmp_path)))
+    split = precompute_job.read_split(config, "train", (0, 1))
+    target = split.target("dcae_v_tiny")
+    scratch = shutil.copytree(paired / "train" / "dcae_v_tiny", partial_folder(target))
+    read = precompute_plan.holes_of
+
+    def renamed_meanwhile(split: precompute_job.Split, folder: Path) -> dict[str, str]:
+        if scratch.exists():
+            scratch.rename(target)
+        return read(split, folder)
+
+    monkeypatch.setattr(precompute_plan, "holes_of", renamed_meanwhile)
+    shown = precompute_plan.summary([split], {("train", "dcae_v_tiny"): False}, 0, 0.0)
+    assert "this task's part; others are missing" in shown
+    assert target.exists()
+
+
+def test_the_runs_own_autoencoder_has_the_folder_of_its_name(
+    clips: Path, paired: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = shutil.copytree(paired, tmp_path / "latents")
+    run(clips, out, "--split", "train", options="")
+    assert "3 of 3 shards are done already\nencoded 0 clips" in capsys.readouterr().out
+    assert {path.name for path in (out / "train").iterdir() if path.is_dir()} == {"ltx2_tiny", "dcae_v_tiny"}
+
+
+def test_hours_are_those_of_the_process_with_most_clips(clips: Path, tmp_path: Path) -> None:
+    config = load(compose_config(overrides(clips, tmp_path)))
+    splits = [precompute_job.read_split(config, name, (0, 1)) for name in ("train", "heldout")]
+    work = precompute_plan.not_written(splits, ["dcae_v_tiny"])
+    assert [precompute_plan.max_clips_of_a_process(work, n) for n in (1, 2, 8)] == [12, 8, 6]
+
+
+def test_a_dry_run_leaves_out_what_is_written_and_counts_text_with_the_disk(
+    clips: Path,
+    paired: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = shutil.copytree(paired, tmp_path / "latents")
+    options = "--split train --dry-run --autoencoder dcae_v_tiny"
+    run(clips, out, options=options)
+    assert "hours: none, nothing is left of this task's shards" in capsys.readouterr().out
+    for file in (out / "train" / "dcae_v_tiny").glob("shard-000002.*"):
+        file.unlink()
+    run(clips, out, options=options)
+    assert "of text for 2 clips" in capsys.readouterr().out
+    num_latent_bytes = sum(
+        load_tensors(folder.read(i)["safetensors"])["latents"].nbytes
+        for folder in [TarFolder(paired / "train" / "dcae_v_tiny", inspect_latents)]
+        for i in range(8, 10)
+    )
+    full = SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=num_latent_bytes))
+    monkeypatch.setattr(precompute_plan, "shutil", full)
+    assert "of latents and text to write" in refusal(clips, out, options=options)
+
+
 def test_every_split_of_an_array_covers_each_shard_once(clips: Path, tmp_path: Path) -> None:
     config = load(compose_config(overrides(clips, tmp_path)))
     for count in (1, 2, 3, 5):
@@ -408,6 +473,31 @@ def test_measure_compares_and_keeps_nothing(
     assert list((tmp_path / "l").iterdir()) == []
 
 
+def test_measure_holds_few_of_the_clips_it_decodes(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    videos: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+    load_clip, bare = precompute_job.Split.load, precompute_measure._bare
+
+    def watched(split: precompute_job.Split, index: int) -> LoadedClip:
+        clip = load_clip(split, index)
+        assert clip.video is not None
+        videos.append(weakref.ref(clip.video))
+        return clip
+
+    def counting(*arguments: Any) -> float:
+        alive.append(sum(video() is not None for video in videos))
+        return bare(*arguments)
+
+    monkeypatch.setattr(precompute_job.Split, "load", watched)
+    monkeypatch.setattr(precompute_measure, "_bare", counting)
+    monkeypatch.setattr(precompute_measure, "_KEPT_CLIPS", 2)
+    monkeypatch.setattr(precompute_measure, "num_cores", lambda: 1)
+    run(clips, tmp_path / "l", options="--autoencoder dcae_v_tiny weights=null --measure 8")
+    assert (len(videos), alive) == (8, [2])
+
+
 @pytest.mark.parametrize(
     ("more", "options", "message"),
     [
@@ -420,7 +510,12 @@ def test_measure_compares_and_keeps_nothing(
             "--autoencoder ltx2_tiny --autoencoder dcae_v_tiny skip_frames=0 weights=null",
             "ltx2_tiny and dcae_v_tiny cannot be paired: 17 frames leave the last latent",
         ),
-        (["text=ltx2_connectors", "text.weights=no/where"], "", "text.weights=/path/to/it"),
+        (
+            ["text=ltx2_connectors", "text.weights=no/where"],
+            "",
+            "sana_train.cli.weights` takes the same overrides and says where they are looked for; give "
+            "text.weights=/path/to/it\n",
+        ),
     ],
 )
 def test_bad_input_is_one_message(
