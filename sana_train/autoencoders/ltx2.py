@@ -79,6 +79,11 @@ class LTX2VideoAutoencoder(VideoAutoencoder):
         super().__init__()
         from diffusers import AutoencoderKLLTX2Video  # an import of seconds
 
+        if use_fused_norms and (not use_channels_last or compile_mode != "none"):
+            raise ValueError(
+                f"use_fused_norms=true with use_channels_last={use_channels_last} and "
+                f"compile_mode={compile_mode}: it needs use_channels_last=true and compile_mode=none"
+            )
         stride_t, stride_px = _stride(downsample, patch_px)
         if _stride(upsample, patch_px) != (stride_t, stride_px):
             raise ValueError(
@@ -126,11 +131,10 @@ class LTX2VideoAutoencoder(VideoAutoencoder):
         else:
             self.vae = load_diffusers(self.vae, weights, "give a diffusers folder or a hub id")
         self.settings = {**self.settings, **use_tiles(self.vae, stride_px, tile_px, tile_stride_px)}
-        if use_fused_norms and (not use_channels_last or compile_mode != "none"):
-            raise ValueError(
-                f"use_fused_norms=true with use_channels_last={use_channels_last} and "
-                f"compile_mode={compile_mode}: it needs use_channels_last=true and compile_mode=none"
-            )
+        self._lay_out(use_channels_last, use_fused_norms, compile_mode)
+
+    def _lay_out(self, use_channels_last: bool, use_fused_norms: bool, compile_mode: CompileMode) -> None:
+        """The same networks in another memory layout, with other kernels."""
         if use_channels_last and compile_mode == "none":
             exchange_layers_(self.vae, use_fused_norms)
         elif use_channels_last:

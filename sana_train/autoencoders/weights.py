@@ -7,8 +7,6 @@ fingerprint, so that a folder of other weights is refused instead of decoding to
 from __future__ import annotations
 
 import json
-import pickle
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from sana_train.autoencoders.base import VideoAutoencoder, class_path, missing_weights
 from sana_train.utils.files import publish_directory, write_json
+from sana_train.utils.torch_files import map_torch_file
 
 STATISTICS = ("latents_mean", "latents_std")
 
@@ -141,17 +140,11 @@ def _load_published(model: VideoAutoencoder, path: Path) -> None:
     """A published container: the first EMA state dict if there is one, else the model's. No statistics."""
     if not path.is_file():
         raise missing_weights(class_path(model), path, "download the published .pt file there")
-    try:  # mapped, so that of its tensors there is one at a time in memory
-        container = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        what = re.search(r"GLOBAL ([\w.]+)", str(error))
+    container = map_torch_file(path)
+    if not isinstance(container, dict):
         raise ValueError(
-            f"{path} holds pickled Python objects{f' ({what[1]})' if what else ''} besides tensors, which "
-            "would run code of whoever wrote the file; give one that holds tensors alone"
-        ) from error
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is damaged or incomplete ({reason}); fetch it again") from error
+            f"{path} holds a {type(container).__name__}; give the published file of the autoencoder"
+        )
     averages = container.get("ema_model_state_dict")
     if not averages and "model_state_dict" not in container:
         raise ValueError(

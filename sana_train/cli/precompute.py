@@ -36,6 +36,7 @@ from typing import Any
 
 import torch
 
+from sana_train.cli.arguments import positive
 from sana_train.cli.config import RunConfig
 from sana_train.cli.load import load
 from sana_train.cli.precompute_job import (
@@ -85,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     )
     mode = top.add_mutually_exclusive_group()
     mode.add_argument("--dry-run", action="store_true", help="sizes, pairs, GB, hours; encode nothing")
-    mode.add_argument("--measure", type=_positive, metavar="N", help="throughput on N clips; keep nothing")
+    mode.add_argument("--measure", type=positive, metavar="N", help="throughput on N clips; keep nothing")
     mode.add_argument("--prompts", type=Path, metavar="FILE", help="cache what the refiner reads of prompts")
     return top
 
@@ -245,13 +246,6 @@ def _part(text: str) -> tuple[int, int]:
     if match is None or int(match[1]) >= int(match[2]):
         raise argparse.ArgumentTypeError(f"expected I/N with I from 0 to N - 1, such as 0/16, got {text}")
     return int(match[1]), int(match[2])
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
-    return value
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import torch
 from omegaconf import OmegaConf
 
 from sana_train.autoencoders.base import VideoAutoencoder
+from sana_train.cli.arguments import positive
 from sana_train.cli.load import resolve
 from sana_train.cli.schema import check
 from sana_train.cli.vae_choice import Choice, read_choices, read_yaml
@@ -70,10 +71,10 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--clips", type=Path, help="folder of shards to judge on; left out: the procedural world"
     )
-    top.add_argument("--num-clips", type=_positive, help=f"judged on the first so many ({_DEFAULT_CLIPS})")
+    top.add_argument("--num-clips", type=positive, help=f"judged on the first so many ({_DEFAULT_CLIPS})")
     top.add_argument("--size", help=f"height x width x frames ({_DEFAULT_SIZE})")
     top.add_argument("--dtype", choices=_DTYPES, help="default: bfloat16 on a GPU, float32 on a CPU")
-    top.add_argument("--rounds", type=_positive, default=5, help="timed passes of each (%(default)s)")
+    top.add_argument("--rounds", type=positive, default=5, help="timed passes of each (%(default)s)")
     top.add_argument("--manifest", type=Path, help="published numbers: data/manifests/panda70m_vae.yaml")
     top.add_argument("--dry-run", action="store_true", help="latent sizes and where weights are; no file")
     return top
@@ -247,13 +248,6 @@ def _video_shape(size: str) -> VideoShape:
         raise ValueError(f"--size {size}: expected height x width x frames, such as 704x1280x81")
     height_px, width_px, frames = map(int, match.groups())
     return VideoShape(frames, height_px, width_px)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
-    return value
 
 
 def _libraries() -> dict[str, str | int]:

@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from sana_train.cli.arguments import count, positive
 from sana_train.cli.config import RunConfig
 from sana_train.cli.load import load
 from sana_train.cli.preflight import check_overrides, leave_out_parts
@@ -80,10 +81,10 @@ def parser() -> argparse.ArgumentParser:
     top.formatter_class = argparse.RawDescriptionHelpFormatter
     top.add_argument("words", nargs="*", metavar="SHARDS or overrides", help="in any order")
     top.add_argument("--quick", action="store_true", help="headers only")
-    top.add_argument("--workers", type=_count, default=len(os.sched_getaffinity(0)), metavar="N",
+    top.add_argument("--workers", type=count, default=len(os.sched_getaffinity(0)), metavar="N",
         help="processes, 0 for this one (%(default)s, a process for each core)")  # fmt: skip
     top.add_argument("--contact-sheet", type=Path, metavar="PNG", help="picture to write")
-    top.add_argument("--num-clips", type=_positive, default=12, metavar="N", help="on it (%(default)s)")
+    top.add_argument("--num-clips", type=positive, default=12, metavar="N", help="on it (%(default)s)")
     top.add_argument("--seed", type=int, default=0, help="that draws them (%(default)s)")
     top.add_argument("--json", type=Path, metavar="FILE", help="record to write")
     return top
@@ -255,20 +256,6 @@ def _without_each_hole() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected 0 or more, got {text}")
-    return value
 
 
 if __name__ == "__main__":

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import pickle
-import re
 import zipfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from sana_train.utils.torch_files import damaged, map_torch_file
 
 
 def map_tensors(file: Path) -> dict[str, Tensor]:
@@ -24,7 +23,7 @@ def map_tensors(file: Path) -> dict[str, Tensor]:
     if file.suffix == ".safetensors":
         return _map_safetensors(file)
     if file.suffix in (".pth", ".pt"):
-        return _map_torch(file)
+        return _tensors_of(map_torch_file(file), file)
     raise ValueError(f"{file} is neither .safetensors nor .pth; convert it first")
 
 
@@ -90,27 +89,7 @@ def _map_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except SafetensorError as error:
-        raise _damaged(file, error) from error
-
-
-def _map_torch(file: Path) -> dict[str, Tensor]:
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        what = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise ValueError(
-            f"{file} holds pickled Python objects{f' ({what[1]})' if what else ''} besides tensors; reading "
-            "them would run code of whoever wrote the file, so it is refused. If you trust its author, open "
-            "it once with torch.load(..., weights_only=False) and save its tensors as .safetensors"
-        ) from error
-    except RuntimeError as error:
-        if "mmap can only be used" in str(error):
-            raise ValueError(
-                f"{file} is in torch's format from before 2020, which cannot be mapped into memory; load "
-                "it with torch.load(..., weights_only=True) and torch.save it again"
-            ) from error
-        raise _damaged(file, error) from error
-    return _tensors_of(content, file)
+        raise damaged(file, error) from error
 
 
 def _tensors_of(content: Any, file: Path) -> dict[str, Tensor]:
@@ -122,10 +101,3 @@ def _tensors_of(content: Any, file: Path) -> dict[str, Tensor]:
             f"{found}; give the DiT's own weight file"
         )
     return tensors
-
-
-def _damaged(file: Path, error: Exception) -> ValueError:
-    reason = str(error).splitlines()[0]
-    return ValueError(
-        f"{file} is damaged or incomplete at {file.stat().st_size:,} bytes ({reason}); fetch it again"
-    )

@@ -145,6 +145,16 @@ def test_script_sweeps_chooses_runs_and_reports(run_script, tmp_path: Path) -> N
     assert again == trained  # what is finished is not run again
 
 
+def test_script_adds_nothing_to_a_record_of_other_runs(run_script, tmp_path: Path) -> None:
+    assert run_script("2")[0].returncode == 0
+    before = (tmp_path / "out" / "runs.jsonl").read_text()
+    (tmp_path / "runs").rename(tmp_path / "runs of before")
+    done, _ = run_script("2", LRS="0.001")
+    assert done.returncode == 2
+    assert "is no run of" in done.stderr and "give another OUT" in done.stderr
+    assert (tmp_path / "out" / "runs.jsonl").read_text() == before
+
+
 def test_script_names_what_time_did_not_allow(run_script, tmp_path: Path) -> None:
     done, trained = run_script("2", "0")
     assert done.returncode == 1

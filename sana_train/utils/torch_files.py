@@ -1,0 +1,42 @@
+"""Files of ``torch.save``, mapped into memory, and what is wrong with one said in a sentence."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def map_torch_file(file: Path) -> Any:
+    """What ``torch.save`` wrote, if it is tensors in containers; numbers are read where they are used.
+
+    Raises:
+        ValueError: a damaged file, one of another format, or one that holds more than tensors.
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        what = re.search(r"GLOBAL ([\w.]+)", str(error))
+        raise ValueError(
+            f"{file} holds pickled Python objects{f' ({what[1]})' if what else ''} besides tensors; reading "
+            "them would run code of whoever wrote the file, so it is refused. If you trust its author, open "
+            "it once with torch.load(..., weights_only=False) and save its tensors alone"
+        ) from error
+    except RuntimeError as error:
+        if "mmap can only be used" in str(error):
+            raise ValueError(
+                f"{file} is in torch's format from before 2020, which cannot be mapped into memory; load "
+                "it with torch.load(..., weights_only=True) and torch.save it again"
+            ) from error
+        raise damaged(file, error) from error
+
+
+def damaged(file: Path, error: Exception) -> ValueError:
+    """``file`` cannot be read to its end, for the reason that the first line of ``error`` gives."""
+    reason = str(error).splitlines()[0]
+    return ValueError(
+        f"{file} is damaged or incomplete at {file.stat().st_size:,} bytes ({reason}); fetch it again"
+    )
