@@ -151,6 +151,11 @@ def test_what_is_loaded_is_not_made_at_random_before(tmp_path) -> None:
         ),
         (lambda file: file.write_bytes(file.read_bytes()[:-5000]), "damaged or incomplete"),
         (lambda file: torch.save({"weights": published_state()}, file), r"neither .* but \['weights'\]"),
+        (lambda file: torch.save([torch.zeros(1)], file), "holds a list; give the published file"),
+        (
+            lambda file: torch.save(published_state(), file, _use_new_zipfile_serialization=False),
+            "format from before 2020",
+        ),
     ],
 )
 def test_a_published_file_that_cannot_be_read_says_why(tmp_path, change, message: str) -> None:
