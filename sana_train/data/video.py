@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -67,7 +68,7 @@ def to_float(video: Tensor) -> Tensor:
 
 def encode_clip(
     video: Tensor,
-    fps: int,
+    fps: int | Fraction,
     *,
     crf: int = 4,
     preset: str = "veryfast",
