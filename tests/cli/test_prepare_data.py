@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 from sana_train.cli import prepare_data, validate_data
+from sana_train.data.preparation.plan import split_of
 from sana_train.data.shards import ShardClips
 from sana_train.data.video import encode_clip
+from sana_train.utils.files import sha256_file
 from tests.data.preparation.conftest import (
     SMALL,
     at_times,
@@ -26,6 +28,7 @@ from tests.data.preparation.conftest import (
     displayed,
     folder,
     grey_levels,
+    rules,
     sound_only,
 )
 
@@ -259,3 +262,34 @@ def test_a_disk_that_is_too_small_is_said_before_the_work(
     monkeypatch.setattr(prepare_data.shutil, "disk_usage", lambda path: usage)
     assert "too little space" in prepare(folder, tmp_path / "out")
     assert list((tmp_path / ".out.partial").rglob("*.tar")) == []
+
+
+def test_what_comes_out_trains(make_workplace: Any, tmp_path: Path) -> None:
+    videos, out = tmp_path / "videos", tmp_path / "clips"
+    videos.mkdir()
+    for number in range(12):
+        (videos / f"{number}.mp4").write_bytes(encode_clip(blobs(number, 34, 128, 160), 8))
+        (videos / f"{number}.txt").write_text(f"soft colours number {number}")
+    sizes = ["frames=17", "height_px=128", "width_px=128"]
+    hashes = [sha256_file(video) for video in videos.glob("*.mp4")]
+    seed = next(  # the bytes, so the draw, depend on the version of x264
+        seed
+        for seed in range(100)
+        if sum(
+            split_of(each, rules("heldout_share=0.4", f"heldout_seed={seed}")) == "heldout" for each in hashes
+        )
+        == 3
+    )
+    assert prepare(videos, out, *sizes, "heldout_share=0.4", f"heldout_seed={seed}") == 0
+    split = {name: part["num_clips"] for name, part in report(out)["splits"].items()}
+    assert split == {"train": 18, "heldout": 6}
+    workplace = make_workplace()
+    paths = [f"data.{name}.path={out / name}" for name in split]
+    shards = ["data=shards", *paths, *(f"data.train.{size}" for size in sizes)]
+    workplace.overrides = lambda more: [
+        word for word in type(workplace).overrides(workplace, more) if ".source.num_clips" not in word
+    ]
+    workplace.train(*shards, "run_id=prepared")
+    log = (workplace.root / "runs" / "prepared" / "metrics.jsonl").read_text()
+    steps = [json.loads(line)["step"] for line in log.splitlines()]
+    assert max(steps) == 2

@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from sana_train.cli import convert, precompute, record, vae_table, validate_data, verify, weights
+from sana_train.cli import (
+    convert,
+    precompute,
+    prepare_data,
+    record,
+    vae_table,
+    validate_data,
+    verify,
+    weights,
+)
 from sana_train.cli.preflight import check_overrides
 from sana_train.cli.vae_choice import read_choices
 from tests.docs.conftest import DOCUMENTS, NEEDS_EXAMPLE, ROOT
@@ -46,6 +55,9 @@ def check(words: list[str]) -> None:
             check_precompute(rest)
         case ["python" | "python3", "-m", "sana_train.cli.validate_data", *rest]:
             check_validate_data(rest)
+        case ["python" | "python3", "-m", "sana_train.cli.prepare_data", *rest]:
+            given = prepare_data.parser().parse_intermixed_args(rest)
+            prepare_data.read_rules(given.rules)
         case [
             "python" | "python3",
             "-m",
@@ -173,6 +185,7 @@ def test_python_blocks_parse(documents) -> None:
         "python -m sana_train.cli.vae_table out --autoencoder ltx3",
         "python -m sana_train.cli.precompute --autoencoder ltx3",
         "python -m sana_train.cli.validate_data clips data.train.frame=17",
+        "python -m sana_train.cli.prepare_data videos clips hieght_px=480",
         "sbatch slurm/precompute.sbatch data.trian.path=clips",
         "bash no/such.sh",
         "python experiments/real_size/dit.py write out --file x.pth",
