@@ -235,6 +235,16 @@ def test_other_rules_and_other_videos_are_refused_with_the_differences(folder: P
     assert contents(out) == before
 
 
+def test_a_shard_that_was_lost_or_cut_is_written_again(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert prepare(folder, out) == 0
+    before = contents(out)
+    (out / "train" / "shard-000001.tar").unlink()
+    os.truncate(out / "train" / "shard-000003.tar", 5000)
+    assert prepare(folder, out) == 0
+    assert contents(out) == before
+
+
 def test_a_dry_run_tells_and_writes_nothing(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -105,10 +105,10 @@ def test_fit_covers_and_keeps_the_centre(height_px: int, width_px: int) -> None:
 
 def test_downscaling_is_antialiased() -> None:
     """Lines finer than a pixel become grey; picking pixels would leave them black or white."""
-    lines = np.zeros((320, 480, 3), dtype=np.uint8)
+    lines = np.zeros((288, 432, 3), dtype=np.uint8)  # by 9: a new pixel's centre is one of the old ones
     lines[:, ::2] = 255
-    fitted = fit(lines, (320, 480), (32, 48)).float()
-    assert (fitted[:, :, 2:-2] - 127.5).abs().max() < 6
+    fitted = fit(lines, (288, 432), (32, 48)).float()
+    assert (fitted[:, :, 2:-2] - 127.5).abs().max() < 20
 
 
 def test_same_size_is_the_same_pixels() -> None:
