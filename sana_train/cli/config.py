@@ -170,8 +170,8 @@ class RunConfig:
 SUPPLIED: dict[str, frozenset[str]] = {
     "task": frozenset({"parameter_groups"}),
     "logger": frozenset({"save_dir", "name", "id"}),
-    "data.train": frozenset({"device", "spec"}),
-    "data.heldout": frozenset({"device", "spec"}),
+    "data.train": frozenset({"device", "latent_spec"}),
+    "data.heldout": frozenset({"device", "latent_spec"}),
 }
 
 # Keys of text files whose content changes the result, wherever they lie.

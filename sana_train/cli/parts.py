@@ -193,8 +193,8 @@ class Parts:
         supplied: dict[str, Any] = {}
         if "device" in wanted and "device" not in node:
             supplied["device"] = str(self.device)
-        if "spec" in wanted:
-            supplied["spec"] = skeleton(self._section("autoencoder")).spec
+        if "latent_spec" in wanted:
+            supplied["latent_spec"] = skeleton(self._section("autoencoder")).spec
         return instantiate(node, **supplied)
 
     @cached_property

@@ -62,7 +62,7 @@ class BucketClips(JoinedClips):
         path: folder of ``*.tar``.
         resolutions: which picture sizes; see ``data/bucket_sizes.py``.
         frames: numbers of frames to choose from; 1 makes images of the clips that have no more.
-        spec: of the autoencoder, into whose latents every bucket must divide.
+        latent_spec: of the autoencoder, into whose latents every bucket must divide.
         fps: rate of the frames taken; None takes the frames of each file as they come.
         image_path: folder of ``*.tar`` whose clips are images: the first frame of each is taken.
         image_every: of so many steps, the last is of images; null where there are none, or nothing else.
@@ -77,19 +77,19 @@ class BucketClips(JoinedClips):
         path: str,
         resolutions: list[str],
         frames: list[int],
-        spec: LatentSpec,
+        latent_spec: LatentSpec,
         fps: float | None = None,
         image_path: str | None = None,
         image_every: int | None = None,
     ) -> None:
         self.image_every = image_every
-        tables = size_tables(resolutions, spec)
+        tables = size_tables(resolutions, latent_spec)
         if not frames:
             raise ValueError("a bucket has at least 1 frame, got frames=[]; give numbers such as [81]")
         if image_path is not None and 1 in frames:
             raise ValueError("images come from image_path or from clips of 1 frame in path, not both")
         for count in {*frames, *([] if image_path is None else [1])}:
-            require_frames(count, spec)
+            require_frames(count, latent_spec)
         self.dropped: dict[str, int] = {}
         self.num_read = 0
         members: dict[str, ClipSource] = {}
@@ -101,7 +101,7 @@ class BucketClips(JoinedClips):
                 video = fit.video
                 name = f"{video.height_px}x{video.width_px}x{video.frames}"
                 members[name] = clips
-                shape = spec.latent_shape(video)
+                shape = latent_spec.latent_shape(video)
                 self.buckets.append(Bucket(name, video, math.prod(shape[1:]), len(clips), _kept(clips)))
         if not members:
             reasons = "; ".join(f"{count} because {kind}" for kind, count in self.dropped.items())
