@@ -135,6 +135,12 @@ class DataConfig:
 
     train: Node
     heldout: Node
+    # Of so many shards at a time clips are mixed, for shards far away or larger than memory; None: of all.
+    shuffle_window_shards: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.shuffle_window_shards is not None:
+            _at_least_1("data.shuffle_window_shards", self.shuffle_window_shards)
 
 
 @dataclass(frozen=True)
@@ -164,12 +170,15 @@ class RunConfig:
 SUPPLIED: dict[str, frozenset[str]] = {
     "task": frozenset({"parameter_groups"}),
     "logger": frozenset({"save_dir", "name", "id"}),
-    "data.train": frozenset({"device"}),
-    "data.heldout": frozenset({"device"}),
+    "data.train": frozenset({"device", "latent_spec"}),
+    "data.heldout": frozenset({"device", "latent_spec"}),
 }
 
 # Keys of text files whose content changes the result, wherever they lie.
 TEXT_FILE_KEYS = ("text.instruction",)
+
+# Of clips in buckets, for which ``training.micro_batch`` decides what a step holds.
+BUCKETED = "sana_train.data.buckets.BucketClips"
 
 # Keys a resumed run may change, with everything under them.
 FREE_KEYS = (

@@ -95,6 +95,7 @@ class Fit:
             seed=training.seed,
             num_workers=cfg.trainer.num_workers,
             start_step=self.start_step,
+            window=cfg.data.shuffle_window_shards,
         )
 
     @property

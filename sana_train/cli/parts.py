@@ -8,7 +8,7 @@ unless it needs a part that no run had before.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,10 @@ from sana_train.cli.config import ConvergenceConfig, RunConfig
 from sana_train.cli.instantiate import instantiate
 from sana_train.cli.schema import TARGET
 from sana_train.cli.targets import arguments_of, resolve_target
+from sana_train.cli.vae_choice import skeleton
 from sana_train.data.bank import banked_clips
+from sana_train.data.buckets import BucketClips
+from sana_train.data.joined import JoinedClips
 from sana_train.data.latents import (
     LatentClips,
     clip_fields,
@@ -187,7 +190,11 @@ class Parts:
         """The clips of ``train`` or ``heldout`` alone, as they come."""
         node = getattr(self.cfg.data, split)
         wanted = arguments_of(resolve_target(node[TARGET]))
-        supplied = {"device": str(self.device)} if "device" in wanted and "device" not in node else {}
+        supplied: dict[str, Any] = {}
+        if "device" in wanted and "device" not in node:
+            supplied["device"] = str(self.device)
+        if "latent_spec" in wanted:
+            supplied["latent_spec"] = skeleton(self._section("autoencoder")).spec
         return instantiate(node, **supplied)
 
     @cached_property
@@ -203,36 +210,41 @@ class Parts:
             mode = "online" if self.device.type == "cuda" else "cached"
         if mode == "online":
             return self.pixels
+        train, heldout = (
+            _each(source, split, lambda label, clips: self._encoded(mode, name, autoencoder, label, clips))
+            for split, source in zip(("train", "heldout"), self.pixels, strict=True)
+        )
+        return train, heldout
+
+    def _encoded(
+        self, mode: str, name: str, autoencoder: Autoencoder, label: str, source: ClipSource
+    ) -> ClipSource:
+        """Clips of one size, called ``label``, in an autoencoder's space."""
         if mode == "resident":
-            return self._resident(autoencoder)
+            return self._resident(autoencoder, source)
         if mode == "precomputed":
-            return self._precomputed(autoencoder)
-        return self._cached(name, autoencoder, "train"), self._cached(name, autoencoder, "heldout")
+            return self._precomputed(autoencoder, label, source)
+        return self._cached(name, autoencoder, label, source)
 
     def clips_for(self, task: Task) -> tuple[ClipSource, ClipSource]:
         """(train, held-out) as the task reads them."""
         return self.resident_pixels if task.reads == "pixels" else self.encoded("target", self.autoencoder)
 
-    def _resident(self, autoencoder: Autoencoder) -> tuple[ClipSource, ClipSource]:
-        train, heldout = (
-            banked_clips(
-                source,  # type: ignore[arg-type]
-                autoencoder,
-                self.text_encoder,
-                Path(self.cfg.paths.data) / "latents" / "bank",
-                self.device,
-                self._section("latents").batch_size,
-            )
-            for source in self.pixels
+    def _resident(self, autoencoder: Autoencoder, source: ClipSource) -> ClipSource:
+        return banked_clips(
+            source,  # type: ignore[arg-type]
+            autoencoder,
+            self.text_encoder,
+            Path(self.cfg.paths.data) / "latents" / "bank",
+            self.device,
+            self._section("latents").batch_size,
         )
-        return train, heldout
 
-    def _cached(self, name: str, autoencoder: Autoencoder, split: str) -> ClipSource:
-        source = self.pixels[0 if split == "train" else 1]
+    def _cached(self, name: str, autoencoder: Autoencoder, label: str, source: ClipSource) -> ClipSource:
         dtype = self._section("latents").dtype
         expected = latent_fingerprint(source, autoencoder, self.text_encoder, dtype)  # type: ignore[arg-type]
         # Other clips or encoders make another folder, so that two runs never fight over one cache.
-        folder = f"{name}-{split}-{json_hash(expected)[:12]}"
+        folder = f"{name}-{label.replace('/', '-')}-{json_hash(expected)[:12]}"
         out = Path(self.cfg.paths.data) / "latents" / self.cfg.scale / folder
         precompute_latents(
             source,  # type: ignore[arg-type]
@@ -242,19 +254,14 @@ class Parts:
             batch_size=self._section("latents").batch_size,
             device=self.device,
             dtype=dtype,
-            description=f"encoding {split} clips, {name} space",
+            description=f"encoding {label} clips, {name} space",
         )
         return self._opened(out, expected)
 
-    def _precomputed(self, autoencoder: Autoencoder) -> tuple[ClipSource, ClipSource]:
+    def _precomputed(self, autoencoder: Autoencoder, label: str, source: ClipSource) -> ClipSource:
         encoders = space_fields(autoencoder, self._section("latents").dtype) | text_fields(self.text_encoder)
-        opened = []
-        for split, source in zip(("train", "heldout"), self.pixels, strict=True):
-            expected = encoders | clip_fields(source)  # type: ignore[arg-type]
-            opened.append(
-                self._opened(find_latents(Path(self.cfg.paths.latents) / split, expected), expected)
-            )
-        return opened[0], opened[1]
+        expected = encoders | clip_fields(source)  # type: ignore[arg-type]
+        return self._opened(find_latents(Path(self.cfg.paths.latents) / label, expected), expected)
 
     def _opened(self, folder: Path, expected: dict[str, Any]) -> ClipSource:
         clips = LatentClips(folder, expected)
@@ -262,9 +269,12 @@ class Parts:
         return clips.resident(self.device) if size < _RESIDENT_BYTES else clips
 
     def work_per_sample(self, task: Task, train: ClipSource) -> tuple[int | None, int | None]:
-        """(FLOPs forward and backward, latent tokens) of one training sample; None for other networks."""
+        """(FLOPs forward and backward, latent tokens) of one training sample.
+
+        None for other networks, and for buckets, whose samples differ.
+        """
         model = task.model
-        if not isinstance(model, SanaVideoDiT):
+        if not isinstance(model, SanaVideoDiT) or isinstance(train, BucketClips):
             return None, None
         first = train.batch([0])
         if first.latents is None:
@@ -275,3 +285,10 @@ class Parts:
         grid = (sizes[0], sizes[1], sizes[2])
         num_tokens = math.prod(grid) // math.prod(model.patch_size)
         return training_flops(model, grid, self.text_encoder.max_tokens), num_tokens
+
+
+def _each(source: ClipSource, label: str, change: Callable[[str, ClipSource], ClipSource]) -> ClipSource:
+    """``change(label, source)``; of joined sources each member, as ``<label>/<member>``."""
+    if isinstance(source, JoinedClips):
+        return source.replaced(lambda name, member: change(f"{label}/{name}", member))
+    return change(label, source)

@@ -47,7 +47,7 @@ from sana_train.cli.precompute_job import (
     build,
     devices,
     publish,
-    read_split,
+    read_splits,
     run_everywhere,
     run_here,
     work_left,
@@ -117,13 +117,14 @@ def _run(given: argparse.Namespace) -> None:
         choices = read_choices(given.autoencoder, config.paths)
     if given.measure is not None:
         _require(_missing_weights(choices, may_be_random=True), _missing_text(config))
-        split = read_split(config, given.split or "train", (0, 1))
+        split = read_splits(config, given.split or "train", (0, 1))[0]
         encoders = build(choices, _local_text(config), devices()[0])
         sys.stdout.write(measure(encoders, split, config.latents, given.measure, devices()[0]))
         return
     part = given.shards or slurm_part(os.environ)
     names = [given.split] if given.split else _SPLITS
-    precompute(config, choices, [read_split(config, name, part) for name in names], given.dry_run)
+    splits = [split for name in names for split in read_splits(config, name, part)]
+    precompute(config, choices, splits, given.dry_run)
 
 
 def precompute(config: RunConfig, choices: Sequence[Choice], splits: Sequence[Split], dry_run: bool) -> None:

@@ -19,10 +19,11 @@ from torch import nn
 from sana_train.autoencoders.pairing import FramePairing, pair_frames
 from sana_train.cli.config import LatentsConfig, RunConfig
 from sana_train.cli.instantiate import instantiate
+from sana_train.cli.parts import Parts
 from sana_train.cli.process import EXIT_PREEMPTED, exit_when_preempted
-from sana_train.cli.schema import TARGET
 from sana_train.cli.vae_choice import Choice
 from sana_train.data.encode_shards import LoadedClip, ShardEncoder, ShardWork, hole
+from sana_train.data.joined import JoinedClips
 from sana_train.data.latents import (
     SPEC_NAME,
     clip_fields,
@@ -35,7 +36,7 @@ from sana_train.data.latents import (
 from sana_train.data.shards import ShardClips
 from sana_train.data.staging import begin_shared_folder, publish_if_complete
 from sana_train.data.tars import is_whole, load_index
-from sana_train.protocols import Autoencoder, TextEncoder
+from sana_train.protocols import Autoencoder, ClipSource, TextEncoder
 from sana_train.types import LatentSpec, VideoShape
 from sana_train.utils.files import one_at_a_time
 
@@ -106,17 +107,25 @@ class Split:
         )
 
 
-def read_split(config: RunConfig, name: str, part: tuple[int, int]) -> Split:
+def read_splits(config: RunConfig, name: str, part: tuple[int, int]) -> list[Split]:
     """The clips of ``data.<name>``, whose shards I, I + N ... are this task's if ``part`` is (I, N).
+
+    Buckets, or the sources of a mixture, are a split each, called ``<name>/<member>``.
 
     Raises:
         ValueError: they are not files.
     """
-    node = getattr(config.data, name)
-    clips = instantiate(node)
+    source = Parts(config, torch.device("cpu")).clips(name)
+    members = {name: source}
+    if isinstance(source, JoinedClips):
+        members = {f"{name}/{member}": clips for member, clips in source.members.items()}
+    return [_split(config, label, clips, part) for label, clips in members.items()]
+
+
+def _split(config: RunConfig, name: str, clips: ClipSource, part: tuple[int, int]) -> Split:
     if not isinstance(clips, ShardClips):
         raise ValueError(
-            f"data.{name} is {node[TARGET]}, which renders; precompute reads video shards: choose "
+            f"data.{name} is {type(clips).__name__}, which renders; precompute reads video shards: choose "
             "data=shards or data=world"
         )
     index, count = part

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sana_train.cli.config import FREE_KEYS, TEXT_FILE_KEYS
+from sana_train.cli.config import BUCKETED, FREE_KEYS, TEXT_FILE_KEYS
 from sana_train.cli.load import resolve
 from sana_train.cli.schema import ConfigError
 from sana_train.text.instruction import read_instruction
@@ -37,6 +37,8 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
         ConfigError: a text file that is not there or says nothing.
     """
     values = {key: value for key, value in portable(cfg).items() if not _is_free(key)}
+    if OmegaConf.select(cfg, "data.train._target_") == BUCKETED:
+        values["training.micro_batch"] = cfg.training.micro_batch
     for key in TEXT_FILE_KEYS:
         file = OmegaConf.select(cfg, key)
         if file is not None:

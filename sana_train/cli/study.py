@@ -20,6 +20,7 @@ from sana_train.cli.instantiate import instantiate
 from sana_train.cli.loggers import log_files
 from sana_train.cli.parts import Parts
 from sana_train.cli.reference import reference_levels
+from sana_train.data.buckets import BucketClips
 from sana_train.evaluation.convergence.collapse import CollapseFlag
 from sana_train.evaluation.convergence.evaluator import ConvergenceEvaluator
 from sana_train.evaluation.convergence.heldout import HeldOut, evaluation_mode
@@ -156,8 +157,22 @@ class Study:
             return levels
         clip_bytes = 8 * self.heldout.latents[0].numel()
         num_clips = min(_FIT_CLIPS[self.parts.device.type], max(16, _FIT_BYTES // clip_bytes))
-        fit_on = self._gather(train, num_clips).latents
+        fit_on = self._gather(self._of_one_size(train), num_clips).latents
         return self.evaluator.levels(LinearDenoiser.fit(fit_on, self.cfg.noise_levels), reference)
+
+    def _of_one_size(self, train: ClipSource) -> ClipSource:
+        """Of clips in buckets, those of the held-out clips' size, which numbers are about."""
+        if not isinstance(train, BucketClips):
+            return train
+        spec, shape = self.parts.autoencoder.spec, tuple(self.heldout.latents.shape[1:])
+        for bucket in train.buckets:
+            if spec.latent_shape(bucket.video) == shape:
+                return train.members[bucket.name]
+        raise ValueError(
+            f"no bucket has the size of the held-out clips, whose latents are {shape}; set data.heldout's "
+            f"frames, height_px and width_px to one of {', '.join(b.name for b in train.buckets)} "
+            "(height x width x frames)"
+        )
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Metrics of the model as it is now, with a strip of samples and an up-to-date figure on disk."""

@@ -24,6 +24,8 @@ from sana_train.cli.process import EXIT_PREEMPTED, exit_when_preempted, readable
 from sana_train.cli.run_id import check_same_run, portable, require_same_run, run_id
 from sana_train.cli.study import Study
 from sana_train.cli.wanted import require_weights
+from sana_train.data.bucket_report import bucket_record, bucket_table
+from sana_train.data.buckets import BucketClips
 from sana_train.evaluation.convergence.levels import means
 from sana_train.training import checkpoint as ckpt
 from sana_train.training.callbacks.throughput import ThroughputCallback
@@ -67,6 +69,9 @@ def run(
     task = parts.task()
     train, heldout = parts.clips_for(task)
     facts |= parts.provenance()
+    if isinstance(train, BucketClips):
+        facts["batches"] = bucket_record(train, config.training.global_batch, config.training.micro_batch)
+        console.print(bucket_table(facts["batches"]), highlight=False, soft_wrap=True)
     fit = Fit(config, task, train, heldout, run_dir, facts, console)
     if fit.start_step:
         console.print(f"going on from step {fit.start_step}", highlight=False)

@@ -10,7 +10,8 @@ import lightning
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from sana_train.data.order import BatchSplit, clip_indices
+from sana_train.data.order import BatchSplit
+from sana_train.data.steps import Steps, steps_of
 from sana_train.protocols import ClipSource
 from sana_train.types import Batch
 
@@ -21,24 +22,19 @@ _SAMPLES_AHEAD = 8192
 class MicroBatches(IterableDataset[Batch]):
     """One rank's endless micro-batches from ``start_step`` on, dealt out to the loader's workers in turn."""
 
-    def __init__(self, source: ClipSource, seed: int, split: BatchSplit, start_step: int = 0) -> None:
-        if not len(source):
-            raise ValueError(f"{type(source).__name__} holds no clips; there is nothing to train on")
+    def __init__(self, source: ClipSource, steps: Steps, start_step: int = 0) -> None:
         self.source = source
-        self.seed = seed
-        self.split = split
+        self.steps = steps
         self.start_step = start_step
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
         worker_id, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        micro_steps = count(self.start_step * self.split.accumulation + worker_id, num_workers)
+        micro_steps = count(self.start_step * self.steps.accumulation + worker_id, num_workers)
         while True:
-            num_ahead = max(1, _SAMPLES_AHEAD // self.split.micro_batch)
-            ahead = [self.split.ordinals(step) for step in islice(micro_steps, num_ahead)]
-            indices = clip_indices(self.seed, torch.cat(ahead), len(self.source)).view(num_ahead, -1)
-            for ordinals, clips in zip(ahead, indices.tolist()):
-                batch = self.source.batch(clips)
+            ahead = list(islice(micro_steps, max(1, _SAMPLES_AHEAD // self.steps.micro_batch)))
+            for ordinals, clips in self.steps.micro_batches(ahead):
+                batch = self.source.batch(clips.tolist())
                 yield replace(batch, ordinals=ordinals.to(batch.index.device))
 
 
@@ -72,6 +68,7 @@ class ClipDataModule(lightning.LightningDataModule):
         num_workers: loader processes per rank, for sources that decode; 0 for resident or rendered ones.
         start_step: optimiser steps the run completed before this process, where the trainer itself
             counts from zero.
+        window: shards whose clips are shuffled together; None shuffles all clips together.
 
     Raises:
         ValueError: workers are asked for, and the clips to train on lie on a GPU.
@@ -86,6 +83,7 @@ class ClipDataModule(lightning.LightningDataModule):
         seed: int,
         num_workers: int = 0,
         start_step: int = 0,
+        window: int | None = None,
     ) -> None:
         super().__init__()
         device = _device_of(train)
@@ -101,13 +99,20 @@ class ClipDataModule(lightning.LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.start_step = start_step
+        self.window = window
 
     def split(self, world_size: int = 1, rank: int = 0) -> BatchSplit:
-        """The cut of the global batch; its ``accumulation`` is Lightning's accumulate_grad_batches."""
+        """The cut of the global batch, with buckets the largest one's.
+
+        Its ``accumulation`` is Lightning's accumulate_grad_batches.
+        """
         return BatchSplit(self.global_batch, self.micro_batch, world_size, rank)
 
     def train_batches(self, start_step: int = 0, world_size: int = 1, rank: int = 0) -> MicroBatches:
-        return MicroBatches(self.train, self.seed, self.split(world_size, rank), start_step)
+        if not len(self.train):
+            raise ValueError(f"{type(self.train).__name__} holds no clips; there is nothing to train on")
+        steps = steps_of(self.train, self.seed, self.split(world_size, rank), self.window)
+        return MicroBatches(self.train, steps, start_step)
 
     def heldout_batches(self, batch_size: int | None = None) -> HeldoutBatches:
         """Batches of ``batch_size`` (by default the micro-batch) held-out clips; the last may be smaller."""

@@ -343,9 +343,15 @@ class LatentClips:
     def __len__(self) -> int:
         return len(self.folder)
 
+    def shards(self) -> list[range]:
+        """The clip ids of each shard."""
+        return self.folder.clips_of_tars()
+
     def resident(self, device: torch.device | str = "cpu") -> ResidentClips:
-        """All clips as tensors on ``device``."""
-        return self._gather(range(len(self)), device)
+        """All clips as tensors on ``device``, in the shards that they lie in here."""
+        clips = self._gather(range(len(self)), device)
+        clips.lies_in = self.shards()
+        return clips
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """The clips of ``indices``; latents are float32, holes have weight 0."""

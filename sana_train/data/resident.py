@@ -72,9 +72,14 @@ class ResidentClips:
         self.attributes = {name: value.to(device) for name, value in attributes.items()}
         self.weight = weight.to(device)
         self.spec = spec
+        self.lies_in: list[range] = []  # the clip ids of each shard that they came from; none: from no shards
 
     def __len__(self) -> int:
         return self.latents.shape[0]
+
+    def shards(self) -> list[range]:
+        """The clip ids of each shard that they came from."""
+        return self.lies_in
 
     @property
     def device(self) -> torch.device:

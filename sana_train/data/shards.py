@@ -106,12 +106,8 @@ def usual_sizes(rows: Sequence[Mapping[str, int | None]]) -> dict[str, int | Non
     return {name: counter.most_common(1)[0][0] for name, counter in counts.items()}
 
 
-def _misfit(facts: Mapping[str, Any], video: VideoShape, usual: Mapping[str, int | None]) -> str | None:
-    """Why a clip that is good by itself does not fit the others."""
-    if (facts["height_px"], facts["width_px"]) != (video.height_px, video.width_px):
-        return other_size(facts["height_px"], facts["width_px"], video)
-    if facts["frames"] < video.frames:
-        return too_short(facts["frames"], video)
+def _odd_attributes(facts: Mapping[str, Any], usual: Mapping[str, int | None]) -> str | None:
+    """Why a clip's attributes do not fit those of the others."""
     for name, size in facts["attributes"].items():
         if size != usual[name]:
             here, there = ("an integer" if n is None else f"a list of {n}" for n in (size, usual[name]))
@@ -159,9 +155,15 @@ class ShardClips:
         facts = [sample.facts for sample in folder.samples]
         usual = usual_sizes([fact["attributes"] for fact in facts if fact["problem"] is None])
         for index, fact in enumerate(facts):
-            problem = fact["problem"] or _misfit(fact, video, usual)
+            problem = fact["problem"] or self.misfit(fact) or _odd_attributes(fact, usual)
             if problem is not None:
                 self._report(index, problem, is_logged=len(self.holes) < _LOGGED_HOLES)
+
+    def misfit(self, facts: Mapping[str, Any]) -> str | None:
+        """Why a clip that is good by itself cannot be used at this size."""
+        if (facts["height_px"], facts["width_px"]) != (self.video.height_px, self.video.width_px):
+            return other_size(facts["height_px"], facts["width_px"], self.video)
+        return too_short(facts["frames"], self.video) if facts["frames"] < self.video.frames else None
 
     def require_usable(self) -> None:
         """Raises ``ValueError`` if every clip is a hole, with each kind of reason."""
@@ -179,6 +181,10 @@ class ShardClips:
 
     def __len__(self) -> int:
         return len(self.folder)
+
+    def shards(self) -> list[range]:
+        """The clip ids of each shard."""
+        return self.folder.clips_of_tars()
 
     def fingerprint(self) -> str:
         """Changes with any byte of any shard and with the size of the clips."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -164,27 +164,47 @@ def decode_clip(data: bytes, video: VideoShape) -> Tensor:
     Raises:
         BadClip: unreadable, truncated, too short or of another size.
     """
+
+    def check(height_px: int, width_px: int) -> None:
+        if (height_px, width_px) != (video.height_px, video.width_px):
+            raise BadClip(other_size(height_px, width_px, video))
+
+    frames = list(decode_frames(data, range(video.frames), check))
+    return rearrange(torch.from_numpy(np.stack(frames)), "f h w c -> c f h w").contiguous()
+
+
+def decode_frames(
+    data: bytes, numbers: Sequence[int], check_size: Callable[[int, int], None] | None = None
+) -> Iterator[np.ndarray]:
+    """The frames of an mp4 with these ascending numbers, (H, W, 3) uint8 each, as they are decoded.
+
+    Args:
+        check_size: told height and width before anything is decoded; may raise ``BadClip``.
+
+    Raises:
+        BadClip: unreadable, truncated or too short.
+    """
     import av
     from av.container import InputContainer
 
-    frames: list[np.ndarray] = []
+    wanted, num_decoded, declared = set(numbers), 0, 0
     try:
         with av.open(io.BytesIO(data)) as container:
             assert isinstance(container, InputContainer)
             stream = _open_stream(container)
             declared, convert = int(stream.frames), _converter("rgb24")
-            if (stream.height, stream.width) != (video.height_px, video.width_px):
-                raise BadClip(other_size(stream.height, stream.width, video))
+            if check_size is not None:
+                check_size(stream.height, stream.width)
             for frame in container.decode(stream):
                 if frame.is_corrupt:  # the decoder fills what is missing with a guess
-                    raise BadClip(f"the mp4 is damaged: frame {len(frames)} does not decode whole")
-                frames.append(convert(frame).to_ndarray())
-                if len(frames) == video.frames:
-                    break
+                    raise BadClip(f"the mp4 is damaged: frame {num_decoded} does not decode whole")
+                if num_decoded in wanted:
+                    yield convert(frame).to_ndarray()
+                num_decoded += 1
+                if num_decoded > numbers[-1]:
+                    return
     except (av.FFmpegError, OSError) as error:
         raise BadClip(f"the mp4 cannot be decoded, it may be truncated ({error.strerror})") from error
-    if len(frames) < video.frames:
-        if len(frames) < declared:
-            raise BadClip(f"the mp4 is truncated: {len(frames)} of {declared} declared frames decode")
-        raise BadClip(too_short(len(frames), video))
-    return rearrange(torch.from_numpy(np.stack(frames)), "f h w c -> c f h w").contiguous()
+    if num_decoded < declared:
+        raise BadClip(f"the mp4 is truncated: {num_decoded} of {declared} declared frames decode")
+    raise BadClip(too_short(num_decoded, VideoShape(numbers[-1] + 1, 0, 0)))

@@ -232,7 +232,7 @@ def test_a_folder_published_by_another_task_at_the_end_is_still_read(
     clips: Path, paired: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load(compose_config(overrides(clips, tmp_path)))
-    split = precompute_job.read_split(config, "train", (0, 1))
+    split = precompute_job.read_splits(config, "train", (0, 1))[0]
     target = split.target("dcae_v_tiny")
     scratch = shutil.copytree(paired / "train" / "dcae_v_tiny", partial_folder(target))
     read = precompute_plan.holes_of
@@ -259,7 +259,7 @@ def test_the_runs_own_autoencoder_has_the_folder_of_its_name(
 
 def test_hours_are_those_of_the_process_with_most_clips(clips: Path, tmp_path: Path) -> None:
     config = load(compose_config(overrides(clips, tmp_path)))
-    splits = [precompute_job.read_split(config, name, (0, 1)) for name in ("train", "heldout")]
+    splits = [precompute_job.read_splits(config, name, (0, 1))[0] for name in ("train", "heldout")]
     work = precompute_plan.not_written(splits, ["dcae_v_tiny"])
     assert [precompute_plan.max_clips_of_a_process(work, n) for n in (1, 2, 8)] == [12, 8, 6]
 
@@ -292,7 +292,7 @@ def test_a_dry_run_leaves_out_what_is_written_and_counts_text_with_the_disk(
 def test_every_split_of_an_array_covers_each_shard_once(clips: Path, tmp_path: Path) -> None:
     config = load(compose_config(overrides(clips, tmp_path)))
     for count in (1, 2, 3, 5):
-        mine = [precompute_job.read_split(config, "train", (index, count)).mine for index in range(count)]
+        mine = [precompute_job.read_splits(config, "train", (index, count))[0].mine for index in range(count)]
         assert sorted(shard for each in mine for shard in each) == [0, 1, 2]
         assert sorted(clip for each in mine for clips in each.values() for clip in clips) == list(range(10))
     for first, step in ((0, 1), (1, 1), (4, 3)):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from sana_train.data import datamodule
+from sana_train.data import datamodule, order
 from sana_train.data.datamodule import ClipDataModule
 from sana_train.data.order import batch_indices, clip_indices
 from sana_train.types import Batch
@@ -41,7 +41,7 @@ def test_the_order_is_worked_out_many_steps_at_a_time(squares: Any, monkeypatch:
         asked.append(len(ordinals))
         return clip_indices(seed, ordinals, num_clips)
 
-    monkeypatch.setattr(datamodule, "clip_indices", count)
+    monkeypatch.setattr(order, "clip_indices", count)
     monkeypatch.setattr(datamodule, "_SAMPLES_AHEAD", 12)
     module = ClipDataModule(squares, squares, global_batch=8, micro_batch=2, seed=3)
     index, ordinals = drawn(list(islice(module.train_batches(1, world_size=2, rank=1), 14)))

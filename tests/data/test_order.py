@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 
 from sana_train.data import order
-from sana_train.data.order import BatchSplit, batch_indices, clip_indices, step_ordinals
+from sana_train.data.order import BatchSplit, WindowShuffle, batch_indices, clip_indices, step_ordinals
 from sana_train.utils.rng import hash64
 
 
@@ -93,3 +95,50 @@ def test_batch_that_does_not_divide_is_refused() -> None:
 def test_no_clips_is_refused() -> None:
     with pytest.raises(ValueError, match="num_clips=0"):
         batch_indices(0, 0, 0, 4)
+
+
+def _shards(*sizes: int) -> list[range]:
+    starts = torch.tensor([0, *sizes]).cumsum(0).tolist()
+    return [range(start, start + size) for start, size in zip(starts, sizes)]
+
+
+@pytest.mark.parametrize("window", [1, 3, 100])
+@pytest.mark.parametrize("sizes", [(5,), (7, 100, 1, 33, 50, 50, 2, 9), (4,) * 13])
+def test_windows_of_shards_lose_and_double_nothing(sizes: tuple[int, ...], window: int) -> None:
+    order, num_clips = WindowShuffle(3, _shards(*sizes), window), sum(sizes)
+    epochs = order(torch.arange(4 * num_clips)).view(4, num_clips)
+    assert torch.equal(epochs.sort(dim=1).values, torch.arange(num_clips).expand(4, -1))
+    if num_clips > 5:
+        assert len({tuple(epoch.tolist()) for epoch in epochs}) == 4
+
+
+def test_a_window_reads_few_shards_at_a_time() -> None:
+    """And all of their clips are mixed: neighbours in the stream are seldom neighbours in a shard."""
+    order = WindowShuffle(0, _shards(*(100,) * 40), 4)
+    clips = order(torch.arange(4000))
+    shards = (clips // 100).view(10, 400)
+    assert [len(window.unique()) for window in shards] == [4] * 10
+    assert shards.unique(dim=1).unique().tolist() == list(range(40))
+    assert (shards[:, 1:] != shards[:, :-1]).float().mean() > 0.6  # 3 of 4 are of another shard
+    assert ((clips[1:] - clips[:-1]).abs() == 1).float().mean() < 0.02
+    assert shards[:, 0].tolist() != sorted(shards[:, 0].tolist())
+
+
+def test_a_window_of_shards_is_independent_of_what_was_asked_before() -> None:
+    shards = _shards(*(10,) * 7)
+    whole = WindowShuffle(1, shards, 2)(torch.arange(700))
+    order = pickle.loads(pickle.dumps(WindowShuffle(1, shards, 2)))
+    for start in (650, 3, 128, 0, 699):
+        assert torch.equal(order(torch.arange(start, min(start + 40, 700))), whole[start : start + 40])
+
+
+def test_the_order_by_windows_is_pinned() -> None:
+    order = WindowShuffle(0, _shards(*(100,) * 10), 3)
+    ordinals = torch.tensor([0, 1, 2, 299, 300, 999, 1000, 10**9])
+    assert order(ordinals).tolist() == [586, 614, 580, 674, 372, 848, 968, 243]
+
+
+@pytest.mark.parametrize(("shards", "window"), [([], 1), ([range(0)], 1), ([range(3)], 0)])
+def test_no_shards_or_no_window_is_refused(shards: list[range], window: int) -> None:
+    with pytest.raises(ValueError, match=r"at least (one|1) shard"):
+        WindowShuffle(0, shards, window)

@@ -39,6 +39,7 @@ def config(max_steps: int, **trainer: Any) -> Any:
     return SimpleNamespace(
         training=SimpleNamespace(**training),
         trainer=SimpleNamespace(**{"max_minutes": None, "at_limit": "stop", **where, **trainer}),
+        data=SimpleNamespace(shuffle_window_shards=None),
     )
 
 

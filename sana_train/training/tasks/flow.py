@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch._dynamo.config
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -18,6 +19,8 @@ from sana_train.text.dropout import drop_captions
 from sana_train.types import Batch
 from sana_train.utils.files import publish_directory, write_json
 from sana_train.utils.rng import SampleRng
+
+_MAX_SHAPES = 128  # of batches that are compiled for
 
 
 class FlowTask:
@@ -54,6 +57,9 @@ class FlowTask:
         self._groups = parameter_groups
         self._loss: Callable[..., Tensor] = self._plain_loss
         if compile_mode != "none":
+            # A graph for each shape: at 8 torch falls back to eager for good, and buckets may be more.
+            limits = torch._dynamo.config
+            limits.recompile_limit = max(limits.recompile_limit, _MAX_SHAPES)
             self._loss = torch.compile(self._plain_loss, mode=compile_mode, dynamic=False)
 
     reads: Literal["latents"] = "latents"

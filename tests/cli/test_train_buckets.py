@@ -1,0 +1,101 @@
+"""``data=buckets`` from mixed clips to a trained model, at toy size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sana_train.cli import precompute, precompute_job, train
+from sana_train.cli.load import compose_config
+from sana_train.data.shards import inspect_clip
+from sana_train.data.tars import TarFolder, write_tar
+from sana_train.data.video import encode_clip
+from sana_train.training.jsonl import read_jsonl
+
+KINDS = [(9, 64, 64), (9, 40, 80), (10, 64, 32), (1, 64, 64), (9, 32, 64), (9, 20, 20)]
+
+
+@pytest.fixture(scope="module")
+def place(make_workplace: Any) -> Any:
+    place = make_workplace()
+    for split, num_clips in (("train", 30), ("heldout", 6)):
+        (place.root / split).mkdir()
+        write_tar(place.root / split / "0.tar", map(_sample, range(num_clips)), inspect_clip)
+    return place
+
+
+def _sample(index: int) -> tuple[str, dict[str, bytes]]:
+    frames, height, width = KINDS[index % len(KINDS)]
+    generator = torch.Generator().manual_seed(index)
+    video = torch.rand(3, 1, height // 4, width // 4, generator=generator)
+    video = video.repeat_interleave(4, 2).repeat_interleave(4, 3).expand(3, frames, height, width)
+    caption = json.dumps({"caption": f"clip number {index}"}).encode()
+    return f"{index:03d}", {"mp4": encode_clip(video * 2 - 1, 8), "json": caption}
+
+
+def overrides(place: Any, *more: str) -> list[str]:
+    kept = [each for each in place.overrides(()) if not each.startswith(("data.", "convergence."))]
+    size = {"frames": 9, "height_px": 64, "width_px": 64}
+    return [
+        *kept,
+        "data=buckets",
+        f"data.train.path={place.root / 'train'}",
+        f"data.heldout.path={place.root / 'heldout'}",
+        "data.train.resolutions=[64x64,32x64,64x32]",
+        "data.train.frames=[1,9]",
+        "data.train.fps=null",
+        "data.train.image_every=3",
+        *(f"data.heldout.{name}={value}" for name, value in size.items()),
+        "~convergence",
+        "trainer.accelerator=cpu",
+        "training.micro_batch=2",
+        *more,
+    ]
+
+
+def losses(place: Any, run_id: str) -> list[float]:
+    lines = read_jsonl(place.root / "runs" / run_id / "metrics.jsonl")
+    return [line["train/loss"] for line in lines if "train/loss" in line]
+
+
+def run(place: Any, *more: str) -> None:
+    train.main(compose_config(overrides(place, *more)))
+
+
+def test_a_run_in_pieces_is_the_run_in_one(place: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    run(place, "run_id=whole", "training.max_steps=6")
+    said = capfd.readouterr().out
+    assert "64x64x9" in said and "dropped 5 of 30: the clip is too small" in said
+    record = json.loads((place.root / "runs/whole/run.json").read_text())["batches"]
+    assert [row["name"] for row in record["buckets"]] == ["64x64x9", "64x64x1", "32x64x9", "64x32x9"]
+    run(place, "run_id=parts", "training.max_steps=2", "training.checkpoint_every=2")
+    run(place, "run_id=parts", "training.max_steps=6", "trainer.num_workers=0")
+    assert losses(place, "parts") == losses(place, "whole")
+    assert len(losses(place, "whole")) == 6
+
+
+def test_another_micro_batch_is_another_run(place: Any) -> None:
+    run(place, "run_id=fixed", "training.max_steps=1")
+    with pytest.raises(SystemExit) as ended:
+        run(place, "run_id=fixed", "training.max_steps=2", "training.micro_batch=4")
+    assert "training.micro_batch: 2 then, 4 now" in str(ended.value)
+
+
+def test_buckets_are_precomputed_each_in_a_folder(
+    place: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (precompute, precompute_job):
+        monkeypatch.setattr(module, "devices", lambda: [torch.device("cpu")])
+    given = overrides(place, f"paths.latents={tmp_path / 'latents'}", "latents.mode=precomputed")
+    precompute.main(given)
+    folders = sorted(path.name for path in (tmp_path / "latents" / "train").iterdir() if path.is_dir())
+    assert folders == ["32x64x9", "64x32x9", "64x64x1", "64x64x9"]
+    run(place, "run_id=precomputed", "training.max_steps=3", *given[-2:])
+    run(place, "run_id=cached", "training.max_steps=3", "latents.mode=cached")
+    assert losses(place, "precomputed") == losses(place, "cached")
+    index = TarFolder(tmp_path / "latents/train/64x64x1/ltx2_tiny", lambda members: {})
+    assert [sample.key for sample in index.samples] == ["003", "009", "015", "021", "027"]
