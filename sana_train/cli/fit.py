@@ -22,7 +22,7 @@ from sana_train.training.callbacks.provenance import ProvenanceCallback
 from sana_train.training.interruption import StopAtStepEnd
 from sana_train.training.jsonl import JsonlLogger
 from sana_train.training.shell import TrainingShell
-from sana_train.training.trainer import build_trainer
+from sana_train.training.trainer import build_trainer, is_global_zero
 from sana_train.utils.environment import environment
 
 
@@ -71,6 +71,8 @@ class Fit:
         self.stop = StopAtStepEnd(console.print, None if minutes is None else STARTED_S + 60 * minutes)
         training = cfg.training
         resume_from = ckpt.latest_resumable(run_dir)
+        if resume_from is not None and is_global_zero():
+            ckpt.require_whole(resume_from)
         self.start_step = 0 if resume_from is None else ckpt.step_of(resume_from)
         self.shell = TrainingShell(
             task,

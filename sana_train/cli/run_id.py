@@ -75,12 +75,31 @@ def check_same_run(run_dir: Path, cfg: DictConfig) -> None:
         write_json(run_dir / IDENTITY_FILE, identity(cfg))
 
 
+def _require_unused(run_dir: Path) -> None:
+    """Nothing says what configuration checkpoints without an identity are of, so none may go on from them."""
+    folder = run_dir / "checkpoints"
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(
+            [
+                f"{folder} holds checkpoints, but {run_dir / IDENTITY_FILE} is missing, which says of what "
+                "configuration; put back a copy, or give another run_id"
+            ]
+        )
+
+
 def require_same_run(run_dir: Path, cfg: DictConfig) -> None:
     """``check_same_run`` without claiming an unused directory."""
     path = run_dir / IDENTITY_FILE
     if not path.is_file():
+        _require_unused(run_dir)
         return
-    theirs, mine = json.loads(path.read_text()), json.loads(json.dumps(identity(cfg)))
+    try:
+        theirs = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(
+            [f"{path} is damaged ({error}); put back a copy, or give another run_id"]
+        ) from error
+    mine = json.loads(json.dumps(identity(cfg)))
     differences = [
         f"{key}: {_show(theirs, key)} then, {_show(mine, key)} now"
         for key in sorted(theirs.keys() | mine.keys())

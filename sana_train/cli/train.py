@@ -75,7 +75,9 @@ def run(
     fit = Fit(config, task, train, heldout, run_dir, facts, console)
     if fit.start_step:
         console.print(f"going on from step {fit.start_step}", highlight=False)
-    elif config.adaptation is not None:
+    elif (run_dir / "metrics.jsonl").is_file():  # killed before it saved, or its checkpoints were taken away
+        console.print(f"no full checkpoint in {run_dir}: starting again from step 0", highlight=False)
+    if not fit.start_step and config.adaptation is not None:
         console.print(str(parts.load_report), highlight=False, soft_wrap=True)
     throughput = ThroughputCallback(config.trainer.log_every, *parts.work_per_sample(task, train))
     loggers = build_loggers(config, run_dir, facts["run_id"], fit.start_step)

@@ -46,8 +46,14 @@ class JsonlLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, **metrics}) + "\n")
+        except OSError as error:  # from a write it names no file
+            raise OSError(
+                f"{self.path} cannot be written ({error}). Once it can, the same command goes on from the "
+                "last full checkpoint"
+            ) from error
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -55,6 +61,20 @@ class JsonlLogger(Logger):
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Lines of a metrics file; a last line cut short by a kill is left out."""
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """Lines of a metrics file; a last line cut short by a kill is left out.
+
+    Raises:
+        ValueError: any other line cannot be read.
+    """
+    parsed = []
+    for number, line in enumerate(path.read_text().splitlines(keepends=True), start=1):
+        if not line.endswith("\n"):
+            break
+        try:
+            parsed.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(
+                f"line {number} of {path} is damaged ({error}); take it out or put back a copy of the file, "
+                "and give the same command again"
+            ) from error
+    return parsed

@@ -23,6 +23,12 @@ from sana_train.training import checkpoint as ckpt
 from sana_train.training.callbacks.base import StepCallback
 from sana_train.training.ema import Ema
 from sana_train.training.optimiser import OptimiserName, build_optimiser, clip_gradients, hold_back, set_step
+from sana_train.training.optimiser_state import (
+    optimiser_state,
+    parameter_names,
+    prepare_optimiser_state,
+    require_same_parameters,
+)
 from sana_train.types import Batch
 from sana_train.utils.rng import SampleRng
 
@@ -83,7 +89,8 @@ class TrainingShell(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         if self.resume_from is not None:
-            self.model.load_state_dict(ckpt.load_weights(self.resume_from, prefer_ema=False))
+            state = ckpt.load_exactly(self.resume_from / "model.safetensors", self.model.state_dict())
+            self.model.load_state_dict(state)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         self.ema = Ema(self.model, self.ema_decay)
@@ -91,11 +98,12 @@ class TrainingShell(pl.LightningModule):
             self.task.parameter_groups(), self.lr, self.betas, self.weight_decay, self.eps, self.optimiser
         )
         if self.resume_from is not None:
-            self.ema.load_state_dict(
-                {k: v.to(self.device) for k, v in ckpt.load_weights(self.resume_from).items()}
-            )
+            averages = ckpt.load_exactly(self.resume_from / "ema.safetensors", self.ema.state_dict())
+            self.ema.load_state_dict({k: v.to(self.device) for k, v in averages.items()})
             run = ckpt.read_run(self.resume_from)
-            state = {"optimiser": ckpt.prepare_optimiser_state(optimiser, set(run["optimiser_keys"]))}
+            names = parameter_names(optimiser, self.model)
+            require_same_parameters(run["optimiser_parameters"], names, str(self.resume_from))
+            state = {"optimiser": prepare_optimiser_state(optimiser, set(run["optimiser_keys"]))}
             ckpt.load_training_state(self.resume_from, state)
             self._num_window_steps = run["window"]["num_steps"]
             sums = run["window"]["sums"]
@@ -224,7 +232,8 @@ class TrainingShell(pl.LightningModule):
         if not self.trainer.is_global_zero:
             return
         assert self.ema is not None
-        state = ckpt.optimiser_state(self.trainer.optimizers[0])
+        optimiser = self.trainer.optimizers[0]
+        state = optimiser_state(optimiser)
         ckpt.save_checkpoint(
             ckpt.checkpoint_path(self.run_dir, self.completed_steps),
             self.model.state_dict(),
@@ -234,6 +243,7 @@ class TrainingShell(pl.LightningModule):
                 **run,
                 "step": self.completed_steps,
                 "optimiser_keys": sorted(state),
+                "optimiser_parameters": parameter_names(optimiser, self.model),
                 "window": {"num_steps": self._num_window_steps, "sums": sums},
             },
         )

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -19,6 +20,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_SCRATCH = re.compile(r"\.(.+\.)?[0-9a-f]{16}(\.\w+)?")  # what ``_beside`` and ``_open_to_the_umask`` name
 
 
 @contextmanager
@@ -72,6 +75,11 @@ def _beside(target: Path) -> Path:
     """A hidden name of its own; not mkstemp or mkdtemp, which make private things."""
     # Not the process id, which writers on two nodes may share.
     return target.with_name(f".{target.stem}.{secrets.token_hex(8)}{target.suffix}")
+
+
+def is_scratch(path: Path) -> bool:
+    """Whether ``path`` is what a killed process was still writing, by its name."""
+    return _SCRATCH.fullmatch(path.name) is not None
 
 
 def _open_to_the_umask(folder: Path, *files: Path) -> None:

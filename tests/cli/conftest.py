@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from sana_train.cli import train
 from sana_train.cli.config import RunConfig
 from sana_train.cli.instantiate import instantiate
 from sana_train.cli.load import compose_config, load
+
+# A module rather than fixtures, so that child processes can import it, too.
+sys.path.insert(0, str(Path(__file__).parent))
 
 TOY = (
     "autoencoder.encoder_widths=[8,8,8,16]",

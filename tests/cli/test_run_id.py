@@ -115,3 +115,19 @@ def test_another_configuration_under_a_used_id_lists_the_differences(tmp_path: P
 def test_looking_claims_nothing(tmp_path: Path) -> None:
     require_same_run(tmp_path / "unused", compose_config())
     assert not (tmp_path / "unused").exists()
+
+
+def test_an_identity_that_cannot_be_read_is_no_other_run(tmp_path: Path) -> None:
+    cfg = compose_config(["run_id=mine"])
+    check_same_run(tmp_path, cfg)
+    file = tmp_path / "identity.json"
+    file.write_text(file.read_text()[:-9])
+    with pytest.raises(
+        ConfigError, match=r"identity\.json is damaged .*put back a copy, or give another run_id"
+    ):
+        require_same_run(tmp_path, cfg)
+    file.unlink()
+    require_same_run(tmp_path, cfg)
+    (tmp_path / "checkpoints" / "step_0000005").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"holds checkpoints, but .*identity\.json is missing"):
+        require_same_run(tmp_path, cfg)

@@ -16,7 +16,7 @@ from sana_train.training import checkpoint as ckpt
 from sana_train.training.callbacks.checkpoints import CheckpointCallback
 from sana_train.training.shell import TrainingShell
 
-FULL = {"model.safetensors", "ema.safetensors", "training_state", "run.json"}
+FULL = {"model.safetensors", "ema.safetensors", "training_state", "run.json", "SHA256SUMS"}
 
 
 def save(run_dir: Path, step: int, *, is_full: bool = True) -> Path:
@@ -40,8 +40,9 @@ def test_thinning_keeps_the_last_full_ones_and_milestones_as_weights(tmp_path: P
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {
         path.name for path in ckpt.list_checkpoints(tmp_path)
     }
-    assert not ckpt.read_run(ckpt.checkpoint_path(tmp_path, 20))["has_training_state"]
-    assert ckpt.read_run(ckpt.checkpoint_path(tmp_path, 50))["has_training_state"]
+    for path in ckpt.list_checkpoints(tmp_path):
+        ckpt.require_whole(path)
+        assert ckpt.has_training_state(path) == (ckpt.step_of(path) in (40, 50))
     before = contents(tmp_path)
     ckpt.thin_out(tmp_path, 2, frozenset({20, 25, 50}))
     assert contents(tmp_path) == before
@@ -60,19 +61,31 @@ def test_resuming_takes_the_last_full_checkpoint_not_a_later_milestone(tmp_path:
     assert ckpt.latest_resumable(tmp_path) == full
 
 
-def test_a_directory_without_run_json_is_no_checkpoint(tmp_path: Path) -> None:
-    first, second = save(tmp_path, 1), save(tmp_path, 2)
-    (second / "run.json").unlink()
-    assert ckpt.list_checkpoints(tmp_path) == [first]
+def test_weights_of_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"is not a checkpoint.*step_0000500"):
         ckpt.load_weights(tmp_path)
+
+
+def test_steps_beyond_seven_digits(tmp_path: Path) -> None:
+    save(tmp_path, 9_999_999)
+    last = save(tmp_path, 10_000_000)
+    assert ckpt.latest_resumable(tmp_path) == last
+    assert ckpt.step_of(last) == 10_000_000
 
 
 def test_what_a_crash_left_is_cleared_and_nothing_else(tmp_path: Path) -> None:
     kept = save(tmp_path, 1)
     shutil.copytree(kept, tmp_path / "checkpoints" / ".step_0000002.x1y2z3")
+    halves = (".run.0123456789abcdef.json", "strips/.step_000004.0123456789abcdef.npz", ".0123456789abcdef")
+    others = ("run.json", "strips/step_000004.npz", ".note", "wandb/.note.txt")
+    for name in (*halves, *others):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / ".export.0123456789abcdef").mkdir()
     ckpt.remove_leftovers(tmp_path)
     assert list((tmp_path / "checkpoints").iterdir()) == [kept]
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if kept not in path.parents}
+    assert found == {*others, "strips", "wandb", "checkpoints", "checkpoints/step_0000001"}
     ckpt.remove_leftovers(tmp_path / "a run without checkpoints")
 
 
@@ -94,8 +107,14 @@ def test_a_kill_while_thinning_leaves_no_half_checkpoint(
     monkeypatch.undo()
     assert contents(tmp_path) == {20: FULL, 30: FULL}
     ckpt.remove_leftovers(tmp_path)
-    ckpt.thin_out(tmp_path, 1, frozenset())
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_0000030"]
+    monkeypatch.setattr(ckpt, "_remove", killed)  # between the list and what is no longer on it
+    with pytest.raises(Killed):
+        ckpt.thin_out(tmp_path, 1, frozenset({20}))
+    monkeypatch.undo()
+    assert ckpt.latest_resumable(tmp_path) == ckpt.checkpoint_path(tmp_path, 30)
+    ckpt.remove_leftovers(tmp_path)
+    assert contents(tmp_path) == {20: FULL - {"training_state"}, 30: FULL}
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
 
 def test_weights_come_back_averaged_or_raw(tmp_path: Path) -> None:

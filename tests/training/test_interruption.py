@@ -5,8 +5,12 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import re
 import resource
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -81,7 +85,11 @@ class DiskFull(StepCallback):
 
 def fill_the_disk(run_dir: Path) -> None:
     torch.set_num_threads(1)
-    launch(run_dir, max_steps=6, callbacks=[DiskFull()], checkpoint_every=2)
+    try:
+        launch(run_dir, max_steps=6, callbacks=[DiskFull()], checkpoint_every=2)
+    except OSError as error:
+        (run_dir / "error").write_text(str(error))
+        raise
 
 
 # Tests -----------------------------------------------------------------------------------------
@@ -203,8 +211,70 @@ def test_a_full_disk_publishes_nothing_half_written(tmp_path: Path) -> None:
     child.join(PATIENCE_S)
     assert child.exitcode == 1
     assert checkpoints(tmp_path / "full") == ["step_0000002"]
+    said = (tmp_path / "full" / "error").read_text()
+    assert re.search(
+        r"step_0000004 could not be written \(.*File too large.*\); nothing of it was kept\. .* "
+        r"GiB are free there now\. Last one before it: .*step_0000002\. Make room",
+        said,
+    )
     resumed = launch(tmp_path / "full", max_steps=6)
     assert_same_run(launch(tmp_path / "straight", max_steps=6), resumed)
+
+
+# On a disk of 8 MB a file grows that leaves room for half of the weights, then for half of the moments.
+_ON_A_SMALL_DISK = """
+import os, sys
+from pathlib import Path
+import torch
+from sana_train.training import checkpoint as ckpt
+from sana_train.training.callbacks.base import StepCallback
+from training_harness import assert_same_run, launch
+
+disk, other = Path(sys.argv[1]), Path(sys.argv[2])
+torch.set_num_threads(1)
+
+
+class Fill(StepCallback):
+    def __init__(self, *names):
+        self.names = names
+
+    def on_step_end(self, shell, step):
+        if step == 3:
+            sizes = [(ckpt.checkpoint_path(shell.run_dir, 2) / name).stat().st_size for name in self.names]
+            free, room = os.statvfs(disk), sum(sizes) - sizes[-1] // 2
+            (disk / "ballast").write_bytes(bytes(free.f_bavail * free.f_frsize - room))
+
+
+straight = launch(other, max_steps=6)
+weights = ("model.safetensors", "ema.safetensors")
+for name, files in (("one", weights[:1]), ("two", (*weights, "training_state/__0_0.distcp"))):
+    try:
+        launch(disk / name, max_steps=6, callbacks=[Fill(*files)], checkpoint_every=2)
+    except OSError as error:
+        print(error)
+    print(sorted(os.listdir(disk / name / "checkpoints")))
+    (disk / "ballast").unlink()
+    assert_same_run(straight, launch(disk / name, max_steps=6))
+"""
+_ALONE = ["unshare", "--map-root-user", "--mount"]
+_MAY_MOUNT = (
+    shutil.which("unshare") and subprocess.run([*_ALONE, "true"], capture_output=True).returncode == 0
+)
+
+
+@pytest.mark.skipif(not _MAY_MOUNT, reason="needs a mount namespace of its own")
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = f'mount -t tmpfs -o size=8m none "{disk}" && exec "$0" -c "$@"'
+    command = [*_ALONE, "sh", "-c", mounted, sys.executable, _ON_A_SMALL_DISK, disk, tmp_path / "straight"]
+    path = os.pathsep.join(sys.path)
+    child = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    at_weights, kept, at_moments, kept_too = child.stdout.strip().splitlines()
+    assert kept == kept_too == "['step_0000002']"
+    assert re.search(r"step_0000004 could not be written \(.*No space left on device", at_weights)
+    assert re.search(r"step_0000004 could not be written \(.*\. It takes 0\.001 GiB, 0\.00", at_moments)
 
 
 class NanFromStepFive(FlowTask):

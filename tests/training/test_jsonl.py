@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from sana_train.training.jsonl import JsonlLogger, read_jsonl
 
 
@@ -34,6 +36,13 @@ def test_a_line_cut_by_a_kill_is_dropped_and_the_next_one_is_whole(tmp_path: Pat
     JsonlLogger(tmp_path, 2).log_metrics({"train/loss": 0.5}, step=3)
     assert read_jsonl(path)[-1] == {"step": 3, "train/loss": 0.5}
     assert steps(path) == [0, 2, 3]
+
+
+def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, [0, 2], tail='{"step": 3, "tr\x00\n{"step": 4}\n')
+    with pytest.raises(ValueError, match=r"line 3 of .*metrics\.jsonl is damaged .* take it out or"):
+        JsonlLogger(tmp_path, 2)
+    assert len(path.read_text().splitlines()) == 4
 
 
 def test_a_run_that_never_saved_starts_its_record_anew(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from sana_train.training.callbacks.provenance import ProvenanceCallback
 from sana_train.training.interruption import StopAtStepEnd
 from sana_train.training.jsonl import JsonlLogger, read_jsonl
 from sana_train.training.optimiser import OptimiserName
+from sana_train.training.optimiser_state import optimiser_state
 from sana_train.training.shell import TrainingShell
 from sana_train.training.tasks.flow import FlowTask
 from sana_train.training.trainer import build_trainer
@@ -121,6 +122,8 @@ def launch(
 ) -> TrainingShell:
     """Train from the run's last checkpoint up to ``max_steps``, in steps of 8 clips."""
     resume_from = ckpt.latest_resumable(run_dir)
+    if resume_from is not None:
+        ckpt.require_whole(resume_from)
     start_step = 0 if resume_from is None else ckpt.step_of(resume_from)
     task = make_task() if task is None else task
     clips = make_clips(device="cuda" if accelerator == "gpu" else "cpu") if clips is None else clips
@@ -169,8 +172,7 @@ def final_state(shell: TrainingShell) -> dict[str, Tensor]:
         **{f"model/{name}": value for name, value in shell.model.state_dict().items()},
         **{f"ema/{name}": value for name, value in shell.ema.state_dict().items()},
         **{
-            f"optimiser/{name}": value
-            for name, value in ckpt.optimiser_state(shell.trainer.optimizers[0]).items()
+            f"optimiser/{name}": value for name, value in optimiser_state(shell.trainer.optimizers[0]).items()
         },
     }
 

@@ -52,7 +52,13 @@ class ProvenanceCallback(StepCallback):
         """
         if not path.is_file():
             return  # a checkpoint that was copied without its run
-        began = json.loads(path.read_text()).get("frozen_before", {})
+        try:
+            began = json.loads(path.read_text()).get("frozen_before", {})
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is damaged ({error}); put back a copy, or remove it to go on without the proof that "
+                "the frozen parts are those with which the run began"
+            ) from error
         names = sorted(
             name for name in began.keys() | self._before.keys() if began.get(name) != self._before.get(name)
         )
