@@ -148,8 +148,8 @@ def test_sigterm_leaves_at_once_with_the_code_of_preemption(folder: Path, tmp_pa
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
-    assert process.returncode == 75
+    said = process.communicate(timeout=20)
+    assert process.returncode == 75, said
     assert list((tmp_path / ".out.partial" / "train").glob(".*")) == []
 
 

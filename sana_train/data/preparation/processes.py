@@ -17,6 +17,7 @@ T = TypeVar("T")
 M = TypeVar("M")
 Work = Callable[[T, Callable[[M], None]], None]  # does a task and tells what comes of it
 _POLL_S = 0.5
+_LEAVE_ON = (signal.SIGTERM, signal.SIGUSR1)
 _TOLD, _FAILED, _ENDED = "told", "failed", "ended"
 
 
@@ -42,8 +43,13 @@ def start_work(tasks: Sequence[T], work: Work[T, M], num_workers: int) -> Iterat
     sys.stdout.flush()
     arguments = (tasks, work, messages, following, os.getpid())
     workers = [context.Process(target=_worker, args=arguments, daemon=True) for _ in range(num_workers)]
-    for worker in workers:
-        worker.start()
+    # A signal that came while forking would raise in a hook of the fork, where Python drops exceptions.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEAVE_ON)
+    try:
+        for worker in workers:
+            worker.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return _until_all_ended(messages, workers)
 
 
@@ -95,8 +101,9 @@ def _worker(tasks: Sequence[T], work: Work[T, M], messages: Any, following: Any,
         messages.cancel_join_thread()  # nobody may be there to read
         sys.exit(1)  # through every ``finally``, without a word
 
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in _LEAVE_ON:
         signal.signal(number, leave)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEAVE_ON)
 
     def tell(message: M) -> None:
         if os.getppid() != parent:  # killed without a word: do not go on alone
