@@ -130,6 +130,7 @@ class Fit:
             num_steps=training.max_steps - self.start_step,
             accumulation=self.datamodule.split(world_size(cfg)).accumulation,
             loggers=[JsonlLogger(self.run_dir, self.start_step), *loggers],
+            deterministic=cfg.trainer.deterministic,
             callbacks=[
                 *callbacks,
                 CheckpointCallback(

@@ -27,6 +27,7 @@ from sana_train.cli.wanted import require_weights
 from sana_train.evaluation.convergence.levels import means
 from sana_train.training import checkpoint as ckpt
 from sana_train.training.callbacks.throughput import ThroughputCallback
+from sana_train.training.determinism import set_determinism
 from sana_train.training.trainer import is_global_zero
 
 
@@ -40,6 +41,7 @@ def main(cfg: DictConfig) -> None:
         run_dir = Path(config.paths.runs) / name
         device = pick_device(config.trainer.accelerator)
         torch.set_float32_matmul_precision("high")
+        set_determinism(config.trainer.deterministic)
         banner.show(console, config, name, run_dir, device)
         config = require_weights(config)
         require_same_run(run_dir, cfg)

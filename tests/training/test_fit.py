@@ -35,7 +35,14 @@ def config(max_steps: int, **trainer: Any) -> Any:
         "keep_full": 2,
         "milestones": [],
     }
-    where = {"accelerator": "cpu", "devices": "auto", "num_nodes": 1, "num_workers": 0, "log_every": 2}
+    where: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": "auto",
+        "num_nodes": 1,
+        "num_workers": 0,
+        "log_every": 2,
+        "deterministic": False,
+    }
     return SimpleNamespace(
         training=SimpleNamespace(**training),
         trainer=SimpleNamespace(**{"max_minutes": None, "at_limit": "stop", **where, **trainer}),
