@@ -16,7 +16,7 @@ from torch import nn
 
 from sana_train.cli import banner
 from sana_train.cli.config import RunConfig
-from sana_train.cli.fit import Fit, pick_device
+from sana_train.cli.fit import Fit, clips_record, pick_device
 from sana_train.cli.load import load
 from sana_train.cli.loggers import build_loggers, log_files
 from sana_train.cli.parts import Parts
@@ -68,7 +68,7 @@ def run(
     parts = Parts(config, device)
     task = parts.task()
     train, heldout = parts.clips_for(task)
-    facts |= parts.provenance()
+    facts |= {**parts.provenance(), "clips": clips_record(parts.pixels[0], train)}
     fit = Fit(config, task, train, heldout, run_dir, facts, console)
     if fit.start_step:
         console.print(f"going on from step {fit.start_step}", highlight=False)
