@@ -69,6 +69,7 @@ class TrainerConfig:
     devices: int | Literal["auto"]
     num_nodes: int
     num_workers: int  # data processes per rank
+    deterministic: bool  # bit-identical resume on a GPU, at the price of slower kernels
     log_every: int  # optimiser steps between logged training metrics
     max_minutes: float | None  # of this process, set-up included; then it saves
     at_limit: Literal["stop", "finish"]  # stop: the same command goes on; finish: measure and export now

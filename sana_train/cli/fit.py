@@ -43,6 +43,31 @@ def pick_precision(precision: str, device: torch.device) -> str:
     return "bf16-mixed" if device.type == "cuda" else "32-true"
 
 
+def clips_record(source: ClipSource, train: ClipSource) -> dict[str, Any]:
+    """What a run's order of clips depends on, beside its configuration.
+
+    Args:
+        source: the training clips as they come.
+        train: the same as the task reads them.
+    """
+    fingerprint = getattr(source, "fingerprint", None)  # not every source can say what its clips are
+    return {"num_clips": len(train), "fingerprint": None if fingerprint is None else fingerprint()}
+
+
+def _require_same_clips(checkpoint: Path, clips: dict[str, Any] | None) -> None:
+    """Shards that were added, removed or written anew would give every later step other clips.
+
+    Raises:
+        ValueError: with what there was and what there is.
+    """
+    began = ckpt.read_run(checkpoint).get("clips")
+    if began != clips:
+        raise ValueError(
+            f"the training clips are not those with which {checkpoint} was made: {began} then, {clips} now. "
+            "Put the former shards back, or start another run with run_id=<a new name>"
+        )
+
+
 class Fit:
     """One process's share of a run.
 
@@ -73,6 +98,7 @@ class Fit:
         resume_from = ckpt.latest_resumable(run_dir)
         if resume_from is not None and is_global_zero():
             ckpt.require_whole(resume_from)
+            _require_same_clips(resume_from, run.get("clips"))
         self.start_step = 0 if resume_from is None else ckpt.step_of(resume_from)
         self.shell = TrainingShell(
             task,
@@ -131,6 +157,7 @@ class Fit:
             num_steps=training.max_steps - self.start_step,
             accumulation=self.datamodule.split(world_size(cfg)).accumulation,
             loggers=[JsonlLogger(self.run_dir, self.start_step), *loggers],
+            deterministic=cfg.trainer.deterministic,
             callbacks=[
                 *callbacks,
                 CheckpointCallback(

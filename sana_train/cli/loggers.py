@@ -28,8 +28,10 @@ def build_loggers(config: RunConfig, run_dir: Path, run_id: str, start_step: int
     if config.logger.get("offline", False):
         os.environ.setdefault("WANDB_SILENT", "true")  # its closing summary repeats ours
     takes = arguments_of(resolve_target(config.logger[TARGET]))
-    ours = {"save_dir": str(run_dir), "id": run_id, "name": run_id}
+    ours: dict[str, Any] = {"save_dir": str(run_dir), "id": run_id, "name": run_id}
     supplied = {name: value for name, value in ours.items() if name in takes and name not in config.logger}
+    if config.logger[TARGET].endswith(".TensorBoardLogger"):
+        supplied["purge_step"] = start_step + 1 if start_step else 0  # what a killed process wrote past it
     logger = instantiate(config.logger, **supplied)
     # Lightning hands on an option that W&B has dropped and warns about.
     getattr(logger, "_wandb_init", {}).pop("anonymous", None)

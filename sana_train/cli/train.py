@@ -16,7 +16,7 @@ from torch import nn
 
 from sana_train.cli import banner
 from sana_train.cli.config import RunConfig
-from sana_train.cli.fit import Fit, pick_device
+from sana_train.cli.fit import Fit, clips_record, pick_device
 from sana_train.cli.load import load
 from sana_train.cli.loggers import build_loggers, log_files
 from sana_train.cli.parts import Parts
@@ -29,6 +29,7 @@ from sana_train.data.buckets import BucketClips
 from sana_train.evaluation.convergence.levels import means
 from sana_train.training import checkpoint as ckpt
 from sana_train.training.callbacks.throughput import ThroughputCallback
+from sana_train.training.determinism import set_determinism
 from sana_train.training.trainer import is_global_zero
 
 
@@ -42,6 +43,7 @@ def main(cfg: DictConfig) -> None:
         run_dir = Path(config.paths.runs) / name
         device = pick_device(config.trainer.accelerator)
         torch.set_float32_matmul_precision("high")
+        set_determinism(config.trainer.deterministic)
         banner.show(console, config, name, run_dir, device)
         config = require_weights(config)
         require_same_run(run_dir, cfg)
@@ -68,7 +70,7 @@ def run(
     parts = Parts(config, device)
     task = parts.task()
     train, heldout = parts.clips_for(task)
-    facts |= parts.provenance()
+    facts |= {**parts.provenance(), "clips": clips_record(parts.pixels[0], train)}
     if isinstance(train, BucketClips):
         facts["batches"] = bucket_record(train, config.training.global_batch, config.training.micro_batch)
         console.print(bucket_table(facts["batches"]), highlight=False, soft_wrap=True)

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from sana_train.training.callbacks.base import StepCallback
+from sana_train.training.determinism import set_determinism
 
 
 def build_trainer(
@@ -27,8 +28,10 @@ def build_trainer(
     accumulation: int,
     loggers: Sequence[Logger],
     callbacks: Sequence[StepCallback],
+    deterministic: bool = False,
 ) -> pl.Trainer:
     """A trainer for the next ``num_steps`` optimiser steps of a run."""
+    set_determinism(deterministic)
     return pl.Trainer(
         accelerator=accelerator,
         devices=devices,
@@ -45,7 +48,9 @@ def build_trainer(
         num_sanity_val_steps=0,
         limit_val_batches=0,
         use_distributed_sampler=False,
-        benchmark=True,  # clips have one size: cuDNN may look for the fastest convolution once
+        # Clips have one size: cuDNN may look for the fastest convolution once, but finds another each time.
+        benchmark=not deterministic,
+        deterministic=deterministic,
     )
 
 

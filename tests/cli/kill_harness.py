@@ -61,6 +61,8 @@ def train_until(overrides: Sequence[str], root: Path, kill_at: Point | None) -> 
     from sana_train.cli.load import compose_config
     from sana_train.training.tasks.flow import FlowTask
 
+    # As in the real command: data workers are this process's own children and notice when it is gone.
+    multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
     sys.stdout = (root / "said").open("a")
     _watch_draws(FlowTask, (root / "draws").open("a", buffering=1))

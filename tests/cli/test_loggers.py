@@ -67,6 +67,20 @@ def test_tensorboard(tmp_path: Path) -> None:
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(3, 0.5)]
 
 
+def test_tensorboard_shows_a_repeated_step_once(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = load(compose_config(["logger=tensorboard"]))
+    for start_step, steps in ((0, range(6)), (3, range(4, 8))):  # killed at 5, saved at 3
+        [logger] = build_loggers(config, tmp_path, "mine", start_step)
+        for step in steps:
+            logger.log_metrics({"loss": float(start_step)}, step=step)
+        logger.finalize("killed")
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [(e.step, e.value) for e in events] == [(s, 0.0) for s in range(4)] + [
+        (s, 3.0) for s in range(4, 8)
+    ]
+
+
 def test_wandb_is_offline_and_takes_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
     video, image = tmp_path / "clip.mp4", tmp_path / "figure.png"
@@ -80,6 +94,7 @@ def test_wandb_is_offline_and_takes_files(tmp_path: Path, monkeypatch: pytest.Mo
     log_files([logger], {"samples": video, "figure": image}, step=3)
     assert logger.experiment.settings._offline
     assert logger.experiment.id == "mine"
+    assert logger.experiment.settings.resume == "allow"
     logger.experiment.finish()
     [run] = (tmp_path / "wandb").glob("offline-run-*")
     assert [path.read_bytes() for path in run.rglob("*.mp4")] == [b"not really a video"]

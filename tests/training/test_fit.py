@@ -35,7 +35,14 @@ def config(max_steps: int, **trainer: Any) -> Any:
         "keep_full": 2,
         "milestones": [],
     }
-    where = {"accelerator": "cpu", "devices": "auto", "num_nodes": 1, "num_workers": 0, "log_every": 2}
+    where: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": "auto",
+        "num_nodes": 1,
+        "num_workers": 0,
+        "log_every": 2,
+        "deterministic": False,
+    }
     return SimpleNamespace(
         training=SimpleNamespace(**training),
         trainer=SimpleNamespace(**{"max_minutes": None, "at_limit": "stop", **where, **trainer}),
@@ -96,3 +103,19 @@ def test_precision_follows_the_device_unless_it_is_given() -> None:
     assert pick_precision("auto", torch.device("cuda")) == "bf16-mixed"
     assert pick_precision("auto", torch.device("cpu")) == "32-true"
     assert pick_precision("32-true", torch.device("cuda")) == "32-true"
+
+
+def test_other_clips_are_another_run(tmp_path: Path) -> None:
+    """The configuration may be the same: a folder of shards can grow while a run is away."""
+    clips, console = make_clips(), Console(quiet=True)
+
+    def go_on(max_steps: int, num_clips: int) -> Fit:
+        run = {"run_id": "mine", "clips": {"num_clips": num_clips, "fingerprint": "abc"}}
+        return Fit(config(max_steps), make_task(), clips, clips, tmp_path, run, console)
+
+    go_on(2, 20)([], [])
+    with pytest.raises(
+        ValueError, match=r"clips are not those .*step_0000002.*'num_clips': 20.* 24.*shards back"
+    ):
+        go_on(4, 24)
+    assert go_on(4, 20)([], []) == 4

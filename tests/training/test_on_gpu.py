@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,3 +110,39 @@ def test_autoencoders_train_there_in_bf16(mode: str) -> None:
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0]
+
+
+_IN_PIECES = """
+import sys
+from pathlib import Path
+from sana_train.training.determinism import set_determinism
+from training_harness import assert_same_run, launch, make_task
+
+set_determinism(True)  # before CUDA is used, as train.py does
+
+
+def run(name, max_steps):
+    task = make_task(compile_mode=sys.argv[2])
+    how = {"accelerator": "gpu", "precision": "bf16-mixed", "deterministic": True}
+    return launch(Path(sys.argv[1]) / name, max_steps=max_steps, micro_batch=4, task=task, **how)
+
+
+straight = run("straight", 6)
+run("parts", 2)
+run("parts", 4)
+assert_same_run(straight, run("parts", 6))
+assert_same_run(straight, run("again", 6))
+"""
+
+
+@pytest.mark.parametrize("mode", ["none", "default"])
+def test_a_deterministic_run_in_pieces_is_the_run_in_one_piece(tmp_path: Path, mode: str) -> None:
+    """In a process of its own: cuBLAS reads how it shall work when it is first used."""
+    path = os.pathsep.join(sys.path)
+    child = subprocess.run(
+        [sys.executable, "-c", _IN_PIECES, str(tmp_path), mode],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 0, child.stderr

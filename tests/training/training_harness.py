@@ -119,6 +119,7 @@ def launch(
     stop: StopAtStepEnd | None = None,
     accelerator: str = "cpu",
     precision: str = "32-true",
+    deterministic: bool = False,
 ) -> TrainingShell:
     """Train from the run's last checkpoint up to ``max_steps``, in steps of 8 clips."""
     resume_from = ckpt.latest_resumable(run_dir)
@@ -153,6 +154,7 @@ def launch(
         num_steps=max_steps - start_step,
         accumulation=data.split(devices).accumulation,
         loggers=[JsonlLogger(run_dir, start_step)],
+        deterministic=deterministic,
         callbacks=[
             *callbacks,  # type: ignore[list-item]
             CheckpointCallback(checkpoint_every, milestones, 2, run),
