@@ -34,6 +34,7 @@ from sana_train.data.latents import (
     text_fields,
 )
 from sana_train.data.pixels import ResidentPixels
+from sana_train.data.shard_cache import cache_of
 from sana_train.models.checkpoint import build_empty, load_dit, read_state
 from sana_train.models.flops import training_flops
 from sana_train.models.sana_video import SanaVideoDiT
@@ -244,22 +245,22 @@ class Parts:
             dtype=dtype,
             description=f"encoding {split} clips, {name} space",
         )
-        return self._opened(out, expected)
+        return self._opened(out, expected, split)
 
     def _precomputed(self, autoencoder: Autoencoder) -> tuple[ClipSource, ClipSource]:
         encoders = space_fields(autoencoder, self._section("latents").dtype) | text_fields(self.text_encoder)
         opened = []
         for split, source in zip(("train", "heldout"), self.pixels, strict=True):
             expected = encoders | clip_fields(source)  # type: ignore[arg-type]
-            opened.append(
-                self._opened(find_latents(Path(self.cfg.paths.latents) / split, expected), expected)
-            )
+            given = getattr(self._section("latents"), split)
+            found = given or find_latents(Path(self.cfg.paths.latents) / split, expected)
+            opened.append(self._opened(found, expected, split))
         return opened[0], opened[1]
 
-    def _opened(self, folder: Path, expected: dict[str, Any]) -> ClipSource:
-        clips = LatentClips(folder, expected)
-        size = sum(file.stat().st_size for file in folder.glob("*.tar"))
-        return clips.resident(self.device) if size < _RESIDENT_BYTES else clips
+    def _opened(self, path: str | Path | list[str], expected: dict[str, Any], split: str) -> ClipSource:
+        cache = cache_of(getattr(self.cfg.data, split))
+        clips = LatentClips(path, expected, cache, self._section("latents").max_new_holes)
+        return clips.resident(self.device) if clips.folder.num_bytes < _RESIDENT_BYTES else clips
 
     def work_per_sample(self, task: Task, train: ClipSource) -> tuple[int | None, int | None]:
         """(FLOPs forward and backward, latent tokens) of one training sample; None for other networks."""
