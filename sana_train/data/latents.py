@@ -31,6 +31,7 @@ from sana_train.data.progress import ClipProgress
 from sana_train.data.resident import RaggedText, ResidentClips
 from sana_train.data.shard_cache import ShardCache
 from sana_train.data.shards import HOLE_CAPTION, ShardClips, collate_attributes, parse_caption
+from sana_train.data.shared_memory import batch_zeros
 from sana_train.data.staging import (
     FixedSource,
     difference_table,
@@ -381,38 +382,18 @@ class LatentClips:
 
     def resident(self, device: torch.device | str = "cpu") -> ResidentClips:
         """All clips as tensors on ``device``."""
-        return self._gather(range(len(self)), device)
-
-    def batch(self, indices: Sequence[int]) -> Batch:
-        """The clips of ``indices``; latents are float32, holes have weight 0."""
-        batch = self._gather(indices, "cpu").batch(range(len(indices)))
-        batch.index = batch.ordinals = torch.tensor(list(indices), dtype=torch.int64)
-        return batch
-
-    def _read(self, index: int) -> dict[str, bytes] | None:
-        """The members of a clip, or None for a hole. What is read is what was indexed, and that is whole."""
-        if index in self.holes:
-            return None
-        try:
-            return self.folder.read(index)
-        except BadClip as error:
-            self.holes[index] = str(error)
-            self._new_holes.add(index, self.folder.name_of(index), str(error))
-            return None
-
-    def _gather(self, indices: Sequence[int], device: torch.device | str) -> ResidentClips:
-        count, dim = len(indices), self.record["text_dim"]
+        count, dim = len(self), self.record["text_dim"]
         latents = torch.zeros(count, *self.latent_shape, dtype=_DTYPES[self.record["dtype"]])
         contexts: list[Tensor] = []
         infos: list[dict[str, Any] | None] = []
-        for row, index in enumerate(indices):
+        for index in range(count):
             members = self._read(index)
             if members is None:
-                contexts.append(torch.zeros(1, dim))  # one token: attention over none is NaN
+                contexts.append(torch.zeros(1, dim))
                 infos.append(None)
                 continue
             tensors = load(members["safetensors"])
-            latents[row] = tensors["latents"]
+            latents[index] = tensors["latents"]
             contexts.append(tensors["context"])
             infos.append(json.loads(members["json"]))
         lengths = torch.tensor([len(context) for context in contexts])
@@ -424,3 +405,45 @@ class LatentClips:
             torch.tensor([0.0 if info is None else 1.0 for info in infos]),
             self.spec,
         )
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The clips of ``indices``; latents are float32, holes have weight 0."""
+        count, max_tokens = len(indices), self.record["max_tokens"]
+        latents = batch_zeros(count, *self.latent_shape)
+        context = batch_zeros(count, max_tokens, self.record["text_dim"])
+        mask = batch_zeros(count, max_tokens, dtype=torch.bool)
+        infos: list[dict[str, Any] | None] = []
+        for row, index in enumerate(indices):
+            members = self._read(int(index))
+            if members is None:
+                mask[row, 0] = True  # one token: attention over none is NaN
+                infos.append(None)
+                continue
+            tensors = load(members["safetensors"])
+            num_tokens = len(tensors["context"])
+            latents[row] = tensors["latents"]
+            context[row, :num_tokens] = tensors["context"]
+            mask[row, :num_tokens] = True
+            infos.append(json.loads(members["json"]))
+        index = torch.tensor(list(indices), dtype=torch.int64)
+        return Batch(
+            index=index,
+            ordinals=index,
+            weight=torch.tensor([0.0 if info is None else 1.0 for info in infos]),
+            captions=tuple(HOLE_CAPTION if info is None else info["caption"] for info in infos),
+            latents=latents,
+            context=context,
+            context_mask=mask,
+            attributes=collate_attributes([None if info is None else info["attributes"] for info in infos]),
+        )
+
+    def _read(self, index: int) -> dict[str, bytes] | None:
+        """The members of a clip, or None for a hole. What is read is what was indexed, and that is whole."""
+        if index in self.holes:
+            return None
+        try:
+            return self.folder.read(index)
+        except BadClip as error:
+            self.holes[index] = str(error)
+            self._new_holes.add(index, self.folder.name_of(index), str(error))
+            return None

@@ -20,6 +20,7 @@ from torch import Tensor
 from sana_train.data.holes import DataLossError, NewHoles, allowed_holes
 from sana_train.data.locations import Shard, list_shards
 from sana_train.data.shard_cache import CACHE_GIB, ShardCache
+from sana_train.data.shared_memory import batch_zeros
 from sana_train.data.tars import LostClip, TarFolder
 from sana_train.data.video import BadClip, decode_clip, kind_of, other_size, probe_clip, too_short
 from sana_train.types import Batch, VideoShape
@@ -263,7 +264,7 @@ class ShardClips:
     def batch(self, indices: Sequence[int]) -> Batch:
         """The clips of ``indices``; holes have weight 0."""
         loaded = [self.load(int(i)) for i in indices]
-        video = torch.zeros(len(loaded), 3, self.video.frames, self.video.height_px, self.video.width_px)
+        video = batch_zeros(len(loaded), 3, self.video.frames, self.video.height_px, self.video.width_px)
         for row, clip in enumerate(loaded):
             if clip is not None:
                 video[row].copy_(clip[0]).div_(127.5).sub_(1.0)  # to_float without its two copies

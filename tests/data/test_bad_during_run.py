@@ -40,13 +40,23 @@ def open_clips(folder: Path, max_new_holes: int | None = None) -> ShardClips:
     return ShardClips(str(folder), 9, 32, 32, max_new_holes=max_new_holes)
 
 
-def loader(source: Source, num_workers: int) -> Iterator[Batch]:
+Load = Callable[[Source, int], Iterator[Batch]]
+
+
+@pytest.fixture
+def loader() -> Iterator[Load]:
     """Micro-batches of 2, a permutation of all 40 clips every 20."""
-    batches = MicroBatches(source, seed=0, split=BatchSplit(2, 2))
-    context = "fork" if num_workers else None
-    return iter(
-        DataLoader(batches, batch_size=None, num_workers=num_workers, multiprocessing_context=context)
-    )
+    begun: list[Any] = []
+
+    def load(source: Source, num_workers: int) -> Iterator[Batch]:
+        batches = MicroBatches(source, seed=0, split=BatchSplit(2, 2))
+        begun.append(iter(DataLoader(batches, batch_size=None, num_workers=num_workers)))
+        return begun[-1]
+
+    yield load
+    for each in begun:
+        if hasattr(each, "_shutdown_workers"):
+            each._shutdown_workers()  # left to the garbage collector it may take 10 s
 
 
 def delete(tar: Path) -> None:
@@ -72,7 +82,7 @@ FAULTS = {delete: "cannot be read: No such file", cut: "was cut", replace: "was 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_lost_clips_are_reported_holes_and_shift_nothing(
-    folder: Path, tmp_path: Path, num_workers: int, fault: Callable[[Path], None]
+    folder: Path, tmp_path: Path, loader: Load, num_workers: int, fault: Callable[[Path], None]
 ) -> None:
     truth = open_clips(shutil.copytree(folder, tmp_path / "copy"))
     clips = open_clips(folder)
@@ -102,7 +112,7 @@ def test_lost_clips_are_reported_holes_and_shift_nothing(
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_too_many_stop_the_run_with_a_list_whichever_worker_found_them(
-    folder: Path, num_workers: int
+    folder: Path, loader: Load, num_workers: int
 ) -> None:
     clips = open_clips(folder, max_new_holes=5)
     batches = loader(clips, num_workers)
@@ -130,7 +140,7 @@ def test_too_many_stop_the_run_with_a_list_whichever_worker_found_them(
         assert any(line in each for each in listed)
 
 
-def test_a_clip_lost_to_several_workers_counts_once(folder: Path) -> None:
+def test_a_clip_lost_to_several_workers_counts_once(folder: Path, loader: Load) -> None:
     clips = open_clips(folder, max_new_holes=4)
     batches = loader(clips, 2)
     next(batches)
@@ -153,7 +163,12 @@ def test_the_count_goes_along_to_spawned_workers(folder: Path) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_latents_that_are_lost_are_holes_up_to_a_limit(
-    squares: Any, block_means: Any, word_hashes: Any, tmp_path: Path, fault: Callable[[Path], None]
+    squares: Any,
+    block_means: Any,
+    word_hashes: Any,
+    tmp_path: Path,
+    loader: Load,
+    fault: Callable[[Path], None],
 ) -> None:
     out = precompute_latents(
         squares, block_means, word_hashes, tmp_path / "latents", batch_size=8, clips_per_shard=4
