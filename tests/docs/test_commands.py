@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from sana_train.cli import convert, precompute, record, vae_table, validate_data, verify, weights
+from sana_train.cli import (
+    benchmark_loader,
+    convert,
+    precompute,
+    record,
+    vae_table,
+    validate_data,
+    verify,
+    weights,
+)
 from sana_train.cli.preflight import check_overrides
 from sana_train.cli.vae_choice import read_choices
 from tests.docs.conftest import DOCUMENTS, NEEDS_EXAMPLE, ROOT
@@ -40,6 +49,8 @@ def check(words: list[str]) -> None:
             record.parser().parse_args(rest)
         case ["python" | "python3", "-m", "sana_train.cli.convert", *rest]:
             convert.parser().parse_args(rest)
+        case ["python" | "python3", "-m", "sana_train.cli.benchmark_loader", *rest]:
+            benchmark_loader.parser().parse_args(rest)
         case ["python" | "python3", "-m", "sana_train.cli.vae_table", *rest]:
             check_vae_table(rest)
         case ["python" | "python3", "-m", "sana_train.cli.precompute", *rest]:
