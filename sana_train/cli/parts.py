@@ -34,7 +34,7 @@ from sana_train.data.latents import (
     text_fields,
 )
 from sana_train.data.pixels import ResidentPixels
-from sana_train.data.shard_cache import cache_of
+from sana_train.data.shard_cache import CACHE_GIB, ShardCache, cache_of
 from sana_train.models.checkpoint import build_empty, load_dit, read_state
 from sana_train.models.flops import training_flops
 from sana_train.models.sana_video import SanaVideoDiT
@@ -258,7 +258,9 @@ class Parts:
         return opened[0], opened[1]
 
     def _opened(self, path: str | Path | list[str], expected: dict[str, Any], split: str) -> ClipSource:
-        cache = cache_of(getattr(self.cfg.data, split))
+        # Clips that are rendered have no cache of their own; their latents may lie elsewhere all the same.
+        default = ShardCache(Path(self.cfg.paths.data) / "shards", CACHE_GIB)
+        cache = cache_of(getattr(self.cfg.data, split)) or default
         clips = LatentClips(path, expected, cache, self._section("latents").max_new_holes)
         return clips.resident(self.device) if clips.folder.num_bytes < _RESIDENT_BYTES else clips
 
