@@ -28,6 +28,7 @@ from sana_train.cli.instantiate import instantiate
 from sana_train.cli.parts import Parts
 from sana_train.cli.schema import TARGET
 from sana_train.cli.targets import resolve_target
+from sana_train.data.locations import no_shards
 from sana_train.data.progress import ClipProgress
 from sana_train.data.shards import ShardClips
 from sana_train.evaluation.reconstruction import psnr, sound_batches
@@ -271,10 +272,10 @@ def text_pipeline(folder: Path, device: torch.device) -> Any:
 
 def _heldout(files: Files) -> ClipSource:
     node = files.config.data.heldout
-    if resolve_target(node[TARGET]) is ShardClips and not any(Path(node["path"]).glob("*.tar")):
+    problem = no_shards(node["path"]) if resolve_target(node[TARGET]) is ShardClips else None
+    if problem is not None:
         raise Skipped(
-            f"no *.tar in {Path(node['path']).absolute()}; give clips of your own in shards (docs/data.md): "
-            "data.heldout.path=/path/to/them"
+            f"{problem}; give clips of your own in shards (docs/data.md): data.heldout.path=/path/to/them"
         )
     return Parts(files.config, files.device).clips("heldout")
 

@@ -128,6 +128,10 @@ class LatentsConfig:
     mode: Literal["auto", "cached", "resident", "online", "precomputed"]
     batch_size: int  # clips encoded at a time
     dtype: Literal["bfloat16", "float32"]  # of cached and precomputed latents, and of what encodes them
+    # Of precomputed ones: shards to read, where they are not those of paths.latents.
+    train: str | list[str] | None
+    heldout: str | list[str] | None
+    max_new_holes: int | None  # as of clips: lost while they are read; None: 1 %, at least 10
 
 
 @dataclass(frozen=True)
@@ -192,4 +196,10 @@ FREE_KEYS = (
     "training.checkpoint_every",
     "training.keep_full",
     "training.milestones",
+    "latents.max_new_holes",
+    *(
+        f"data.{split}.{key}"
+        for split in ("train", "heldout")
+        for key in ("cache", "cache_gib", "max_new_holes")
+    ),
 )

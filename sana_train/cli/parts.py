@@ -37,6 +37,7 @@ from sana_train.data.latents import (
     text_fields,
 )
 from sana_train.data.pixels import ResidentPixels
+from sana_train.data.shard_cache import CACHE_GIB, ShardCache, cache_of
 from sana_train.models.checkpoint import build_empty, load_dit, read_state
 from sana_train.models.flops import training_flops
 from sana_train.models.sana_video import SanaVideoDiT
@@ -256,17 +257,22 @@ class Parts:
             dtype=dtype,
             description=f"encoding {label} clips, {name} space",
         )
-        return self._opened(out, expected)
+        return self._opened(out, expected, _split_of(label))
 
     def _precomputed(self, autoencoder: Autoencoder, label: str, source: ClipSource) -> ClipSource:
         encoders = space_fields(autoencoder, self._section("latents").dtype) | text_fields(self.text_encoder)
         expected = encoders | clip_fields(source)  # type: ignore[arg-type]
-        return self._opened(find_latents(Path(self.cfg.paths.latents) / label, expected), expected)
+        split = _split_of(label)
+        given = getattr(self._section("latents"), split)
+        found = given or find_latents(Path(self.cfg.paths.latents) / label, expected)
+        return self._opened(found, expected, split)
 
-    def _opened(self, folder: Path, expected: dict[str, Any]) -> ClipSource:
-        clips = LatentClips(folder, expected)
-        size = sum(file.stat().st_size for file in folder.glob("*.tar"))
-        return clips.resident(self.device) if size < _RESIDENT_BYTES else clips
+    def _opened(self, path: str | Path | list[str], expected: dict[str, Any], split: str) -> ClipSource:
+        # Clips that are rendered have no cache of their own; their latents may lie elsewhere all the same.
+        default = ShardCache(Path(self.cfg.paths.data) / "shards", CACHE_GIB)
+        cache = cache_of(getattr(self.cfg.data, split)) or default
+        clips = LatentClips(path, expected, cache, self._section("latents").max_new_holes)
+        return clips.resident(self.device) if clips.folder.num_bytes < _RESIDENT_BYTES else clips
 
     def work_per_sample(self, task: Task, train: ClipSource) -> tuple[int | None, int | None]:
         """(FLOPs forward and backward, latent tokens) of one training sample.
@@ -292,3 +298,8 @@ def _each(source: ClipSource, label: str, change: Callable[[str, ClipSource], Cl
     if isinstance(source, JoinedClips):
         return source.replaced(lambda name, member: change(f"{label}/{name}", member))
     return change(label, source)
+
+
+def _split_of(label: str) -> str:
+    """``train`` or ``heldout``, also of a joined source's member, whose label is ``<split>/<member>``."""
+    return label.partition("/")[0]

@@ -6,6 +6,7 @@ import logging
 import os
 import queue
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -99,6 +100,7 @@ class Split:
         """A clip by its id, for the threads of a ``ShardEncoder``."""
         key, loaded = self.clips.folder.samples[index].key, self.clips.load(index)
         if loaded is None:
+            self.clips.require_not_lost(index)
             return hole(key, self.clips.holes[index])
         video, record = loaded
         attributes = record.get("attributes") or {}
@@ -127,6 +129,13 @@ def _split(config: RunConfig, name: str, clips: ClipSource, part: tuple[int, int
         raise ValueError(
             f"data.{name} is {type(clips).__name__}, which renders; precompute reads video shards: choose "
             "data=shards or data=world"
+        )
+    names = Counter(tar.name for tar in clips.folder.tars)
+    if len(names) < len(clips.folder.tars):
+        twice = ", ".join(name for name, count in names.items() if count > 1)
+        raise ValueError(
+            f"data.{name}: several shards are called {twice}, and latents are kept under the names of their "
+            "shards; rename them, or precompute them apart"
         )
     index, count = part
     mine = {s: r for s, r in enumerate(clips.folder.clips_of_tars()) if s % count == index}

@@ -69,16 +69,19 @@ def require_files(config: RunConfig) -> None:
         ConfigError: weight files that are cut short, folders of clips without a shard.
     """
     from sana_train.cli.inventory import damaged  # with torch, which a look at --help does without
+    from sana_train.data.locations import no_shards
     from sana_train.data.shards import ShardClips
 
     problems = [f"{key}: {problem}" for key, problem in damaged(config).items()]
     for split in ("train", "heldout"):
         node = getattr(config.data, split)
-        if resolve_target(node[TARGET]) is ShardClips and not any(Path(node["path"]).glob("*.tar")):
-            problems.append(
-                f"data.{split}.path: no *.tar in {Path(node['path']).absolute()}; give a folder of captioned "
-                f"clips in WebDataset shards (docs/data.md): data.{split}.path=/path/to/it"
-            )
+        if resolve_target(node[TARGET]) is ShardClips:
+            problem = no_shards(node["path"])
+            if problem is not None:
+                problems.append(
+                    f"data.{split}.path: {problem}; give a folder of captioned clips in WebDataset shards, "
+                    f"or another path to them (docs/shards.md): data.{split}.path=/path/to/it"
+                )
     if problems:
         raise ConfigError(problems)
 

@@ -42,9 +42,10 @@ from sana_train.cli.targets import resolve_target
 from sana_train.cli.vae_choice import skeleton
 from sana_train.cli.validate_report import in_several_sets, report, summarise, verdict
 from sana_train.data.latents import SPEC_NAME, LatentClips
+from sana_train.data.locations import Shard, list_shards
 from sana_train.data.progress import ClipProgress
+from sana_train.data.shard_cache import cache_of
 from sana_train.data.shards import ShardClips
-from sana_train.data.tars import list_tars
 from sana_train.data.validate import CheckedShards, check_clips, check_latents
 from sana_train.data.video import BadClip
 from sana_train.evaluation.contact_sheet import contact_sheet, frame_row
@@ -65,7 +66,7 @@ class ShardSet:
     """
 
     name: str
-    tars: list[Path]
+    tars: list[Shard]
     video: VideoShape | None
 
     @property
@@ -137,10 +138,10 @@ def split_words(words: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 def given_sets(paths: Sequence[Path], overrides: Sequence[str]) -> list[ShardSet]:
     """The shards at ``paths``, a set for each folder; of latents the whole folder, as a run reads it."""
-    folders: dict[Path, dict[Path, None]] = {}
+    folders: dict[Path, dict[Shard, None]] = {}
     for path in paths:
         folder = path.parent if path.is_file() else path
-        tars = list_tars(folder if _holds_latents(folder) else path)
+        tars = list_shards(folder if _holds_latents(folder) else path)
         folders.setdefault(folder, {}).update(dict.fromkeys(tars))
     video = None
     if not all(map(_holds_latents, folders)):
@@ -161,8 +162,9 @@ def run_sets(config: RunConfig) -> list[ShardSet]:
     sets = []
     for split in ("train", "heldout"):
         video = _video(config, split)
-        path = Path(getattr(config.data, split)["path"])
-        sets.append(ShardSet(f"data.{split} {path}", list_tars(path), video))
+        node = getattr(config.data, split)
+        shards = list_shards(node["path"], cache_of(node))
+        sets.append(ShardSet(f"data.{split} {node['path']}", shards, video))
     return sets
 
 
@@ -207,7 +209,7 @@ def _failures(each: ShardSet, checked: CheckedShards) -> list[str]:
         failures.append(f"none of the {len(checked.samples)} samples can be used; {remedy}")
     if each.video is None and not failures:
         try:
-            LatentClips(each.tars[0].parent, {})
+            LatentClips(each.name, {})
         except ValueError as error:  # a shard was lost, say
             failures.append(str(error))
     return failures

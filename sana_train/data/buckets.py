@@ -19,6 +19,7 @@ from sana_train.data.bucket_sizes import require_frames, size_tables
 from sana_train.data.fitted import FittedClips, open_folder
 from sana_train.data.fitting import ClipFit
 from sana_train.data.joined import JoinedClips
+from sana_train.data.shard_cache import CACHE_GIB
 from sana_train.data.tars import TarFolder
 from sana_train.data.video import kind_of
 from sana_train.protocols import ClipSource
@@ -59,30 +60,36 @@ class BucketClips(JoinedClips):
     only when it is decoded is a hole of weight 0, as anywhere.
 
     Args:
-        path: folder of ``*.tar``.
+        path: the shards, in the notation of ``data/locations.py``.
         resolutions: which picture sizes; see ``data/bucket_sizes.py``.
         frames: numbers of frames to choose from; 1 makes images of the clips that have no more.
         latent_spec: of the autoencoder, into whose latents every bucket must divide.
         fps: rate of the frames taken; None takes the frames of each file as they come.
-        image_path: folder of ``*.tar`` whose clips are images: the first frame of each is taken.
+        image_path: shards whose clips are images: the first frame of each is taken.
         image_every: of so many steps, the last is of images; null where there are none, or nothing else.
+        cache, cache_gib: as of ``ShardClips``.
+        max_new_holes: as of ``ShardClips``, for each bucket by itself.
 
     Raises:
         ValueError: sizes or frames that do not fit the autoencoder, no clip that fits a bucket, or images
             without an interval.
+        DataLossError: shards that lie elsewhere cannot be reached.
     """
 
     def __init__(
         self,
-        path: str,
+        path: str | list[str],
         resolutions: list[str],
         frames: list[int],
         latent_spec: LatentSpec,
         fps: float | None = None,
-        image_path: str | None = None,
+        image_path: str | list[str] | None = None,
         image_every: int | None = None,
+        cache: str | None = None,
+        cache_gib: float = CACHE_GIB,
+        max_new_holes: int | None = None,
     ) -> None:
-        self.image_every = image_every
+        self.image_every, self.max_new_holes = image_every, max_new_holes
         tables = size_tables(resolutions, latent_spec)
         if not frames:
             raise ValueError("a bucket has at least 1 frame, got frames=[]; give numbers such as [81]")
@@ -97,7 +104,8 @@ class BucketClips(JoinedClips):
         for source, lengths in ((path, frames), (image_path, [1])):
             if source is None:
                 continue
-            for fit, clips in self._assigned(open_folder(source), tables, lengths, fps).items():
+            folder = open_folder(source, cache, cache_gib)
+            for fit, clips in self._assigned(folder, tables, lengths, fps).items():
                 video = fit.video
                 name = f"{video.height_px}x{video.width_px}x{video.frames}"
                 members[name] = clips
@@ -145,7 +153,10 @@ class BucketClips(JoinedClips):
         def place(fit: ClipFit) -> tuple[int, int]:
             return order[fit.video.height_px, fit.video.width_px], -fit.video.frames
 
-        return {fit: FittedClips.of_samples(folder, picked[fit], fit) for fit in sorted(picked, key=place)}
+        return {
+            fit: FittedClips.of_samples(folder, picked[fit], fit, self.max_new_holes)
+            for fit in sorted(picked, key=place)
+        }
 
     def _check_images(self) -> None:
         kinds = {bucket.is_image for bucket in self.buckets}

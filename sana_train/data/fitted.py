@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from sana_train.data.fitting import ClipFit
+from sana_train.data.locations import Shard, list_shards
+from sana_train.data.shard_cache import CACHE_GIB, ShardCache
 from sana_train.data.shards import ShardClips, inspect_clip, parse_caption
 from sana_train.data.tars import TarFolder, TarSample
 from sana_train.data.video import decode_frames
@@ -42,9 +44,13 @@ class SomeSamples:
         """The ids of each tar's samples."""
         return self._ranges
 
-    def tar_of(self, index: int) -> Path:
+    def tar_of(self, index: int) -> Shard:
         """The tar that holds sample ``index``."""
         return self.folder.tar_of(self.picked[index])
+
+    def name_of(self, index: int) -> str:
+        """Shard and key of sample ``index``, for messages."""
+        return self.folder.name_of(self.picked[index])
 
     def read(self, index: int) -> dict[str, bytes]:
         """Extension -> bytes of sample ``index``."""
@@ -59,28 +65,41 @@ class FittedClips(ShardClips):
     Clips that would have to be enlarged, or are too short or too slow, are holes.
 
     Args:
-        path: folder of ``*.tar``.
+        path: the shards, in the notation of ``data/locations.py``.
         frames: taken from the head of each clip.
         height_px: of the result.
         width_px: of the result.
         fps: of the result; None takes the frames of each file as they come.
+        cache, cache_gib, max_new_holes: as of ``ShardClips``.
 
     Raises:
         ValueError: no shards, a shard without samples, or not one usable clip.
+        DataLossError: shards that lie elsewhere cannot be reached.
     """
 
     def __init__(
-        self, path: str, frames: int, height_px: int, width_px: int, fps: float | None = None
+        self,
+        path: str | list[str],
+        frames: int,
+        height_px: int,
+        width_px: int,
+        fps: float | None = None,
+        cache: str | None = None,
+        cache_gib: float = CACHE_GIB,
+        max_new_holes: int | None = None,
     ) -> None:
         self.fit = ClipFit(VideoShape(frames, height_px, width_px), fps)
-        super().__init__(path, frames, height_px, width_px)
+        super().__init__(path, frames, height_px, width_px, cache, cache_gib, max_new_holes)
 
     @classmethod
-    def of_samples(cls, folder: TarFolder, picked: Sequence[int], fit: ClipFit) -> FittedClips:
+    def of_samples(
+        cls, folder: TarFolder, picked: Sequence[int], fit: ClipFit, max_new_holes: int | None = None
+    ) -> FittedClips:
         """Some samples of a folder that is open already."""
         clips = cls.__new__(cls)
         clips.fit = fit
-        clips._open(SomeSamples(folder, picked), fit.video)  # type: ignore[arg-type] - all that is used of one
+        some: Any = SomeSamples(folder, picked)  # all that is used of a folder
+        clips._open(some, fit.video, max_new_holes)
         return clips
 
     def misfit(self, facts: Mapping[str, Any]) -> str | None:
@@ -109,6 +128,7 @@ class FittedClips(ShardClips):
         return pixels, parse_caption(members["json"])
 
 
-def open_folder(path: str) -> TarFolder:
-    """The shards of captioned clips at ``path``, indexed."""
-    return TarFolder(Path(path), inspect_clip)
+def open_folder(path: str | list[str], cache: str | None, cache_gib: float) -> TarFolder:
+    """The shards of captioned clips at ``path``, indexed; arguments as of ``ShardClips``."""
+    shards = list_shards(path, None if cache is None else ShardCache(Path(cache), cache_gib))
+    return TarFolder(shards, inspect_clip)

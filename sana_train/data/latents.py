@@ -25,9 +25,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from sana_train.data.holes import NewHoles, allowed_holes
+from sana_train.data.locations import Shard, is_remote, list_shards
 from sana_train.data.progress import ClipProgress
 from sana_train.data.resident import RaggedText, ResidentClips
+from sana_train.data.shard_cache import ShardCache
 from sana_train.data.shards import HOLE_CAPTION, ShardClips, collate_attributes, parse_caption
+from sana_train.data.shared_memory import batch_zeros
 from sana_train.data.staging import (
     FixedSource,
     difference_table,
@@ -36,7 +40,7 @@ from sana_train.data.staging import (
     shard_ranges,
     staged_folder,
 )
-from sana_train.data.tars import TarFolder, TarSample, index_path, write_tar
+from sana_train.data.tars import TarFolder, TarSample, index_path, read_beside, write_tar
 from sana_train.data.video import BadClip, decoder_version
 from sana_train.protocols import Autoencoder, TextEncoder
 from sana_train.types import Batch, LatentSpec
@@ -138,6 +142,7 @@ def precompute_latents(
                     sample
                     for start in range(clips.start, clips.stop, batch_size)
                     for sample in _encode(
+                        source,
                         source.batch(range(start, min(start + batch_size, clips.stop))).to(device),
                         autoencoder,
                         text_encoder,
@@ -150,6 +155,7 @@ def precompute_latents(
 
 
 def _encode(
+    source: FixedSource,
     batch: Batch,
     autoencoder: Autoencoder,
     text_encoder: TextEncoder,
@@ -161,6 +167,8 @@ def _encode(
     latents = autoencoder.encode(batch.video.to(working_dtype(autoencoder))).to(dtype).cpu()
     context, mask = (value.cpu() for value in text_encoder.encode(batch.captions))
     for row, index in enumerate(batch.index.tolist()):
+        if isinstance(source, ShardClips):
+            source.require_not_lost(index)
         info: dict[str, Any] = {
             "caption": batch.captions[row],
             "attributes": {name: value[row].tolist() for name, value in batch.attributes.items()},
@@ -286,7 +294,7 @@ def find_latents(folder: Path, expected: Mapping[str, Any]) -> Path:
     return min(records, key=distance)
 
 
-def require_same(path: Path, record: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+def require_same(path: object, record: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Raises ``ValueError`` naming every field in which the latents at ``path`` are not as expected."""
     found = {key: record.get(key) for key in expected}
     if found != expected:
@@ -302,33 +310,44 @@ class LatentClips:
     """A ``ClipSource`` over latent shards, read sample by sample; ``resident`` loads them all.
 
     Args:
-        path: folder with ``spec.json``.
+        path: a folder with ``spec.json``, or shards in the notation of ``data/locations.py`` with that file
+            beside the first.
         expected: what the latents must have been made by; fields of ``latent_fingerprint``, all or some.
+        cache: for shards that do not lie here.
+        max_new_holes: as for ``ShardClips``.
 
     Raises:
         ValueError: no latent shards there, or made by something else.
+        DataLossError: shards that lie elsewhere cannot be reached.
     """
 
-    def __init__(self, path: Path, expected: Mapping[str, Any]) -> None:
-        record = read_record(path, SPEC_NAME)
+    def __init__(
+        self,
+        path: str | Path | Sequence[str],
+        expected: Mapping[str, Any],
+        cache: ShardCache | None = None,
+        max_new_holes: int | None = None,
+    ) -> None:
+        shards, record = self._record(path, cache)
+        where = path if isinstance(path, (str, Path)) else shards[0]
         if record is None or record.get("format") != _FORMAT:
             found = "no such file" if record is None else f"format {record.get('format')!r}"
-            raise ValueError(f"{path} holds no latent shards: {SPEC_NAME}: {found}, expected {_FORMAT!r}")
-        require_same(path, record, expected)
+            raise ValueError(f"{where} holds no latent shards: {SPEC_NAME}: {found}, expected {_FORMAT!r}")
+        require_same(where, record, expected)
         self.record = record
         self.spec = LatentSpec(**record["latent_spec"])
-        self.folder = TarFolder(path, inspect_latents)
+        self.folder = TarFolder(shards, inspect_latents)
         if len(self.folder) != record["num_clips"]:
             raise ValueError(
-                f"{path} holds {len(self.folder)} clips, its {SPEC_NAME} says {record['num_clips']}; "
+                f"{where} holds {len(self.folder)} clips, its {SPEC_NAME} says {record['num_clips']}; "
                 "a shard was lost: encode the clips again"
             )
         self.holes = latent_problems(self.folder.samples)
         first = next((index for index in range(len(self)) if index not in self.holes), None)
         if first is None:
             raise ValueError(
-                f"none of the {len(self)} clips in {path} can be used; first: {self.holes[0]}. `python -m "
-                f"sana_train.cli.validate_data {path}` tells of all; mend the clips and encode them again"
+                f"none of the {len(self)} clips in {where} can be used; first: {self.holes[0]}. `python -m "
+                f"sana_train.cli.validate_data {where}` tells of all; mend the clips and encode them again"
             )
         if self.holes:
             logger.warning(
@@ -336,9 +355,27 @@ class LatentClips:
                 "encoding says why",
                 len(self.holes),
                 len(self),
-                path,
+                where,
             )
         self.latent_shape = tuple(self.folder.samples[first].facts["shape"])  # (C, T, H, W)
+        limit = allowed_holes(len(self)) if max_new_holes is None else max_new_holes
+        num_usable = len(self) - len(self.holes)
+        self._new_holes = NewHoles(limit, num_usable, str(where), "latents.max_new_holes")
+
+    @staticmethod
+    def _record(
+        path: str | Path | Sequence[str], cache: ShardCache | None
+    ) -> tuple[list[Shard], dict[str, Any] | None]:
+        """The shards, and what lies beside them as ``spec.json``."""
+        if isinstance(path, (str, Path)) and not is_remote(str(path)) and Path(path).is_dir():
+            record = read_record(Path(path), SPEC_NAME)
+            return ([] if record is None else list_shards(path)), record
+        shards = list_shards(path, cache)
+        first = shards[0]
+        if isinstance(first, Path):
+            return shards, read_record(first.parent, SPEC_NAME)
+        text = read_beside(first, SPEC_NAME)
+        return shards, None if text is None else json.loads(text)
 
     def __len__(self) -> int:
         return len(self.folder)
@@ -349,33 +386,22 @@ class LatentClips:
 
     def resident(self, device: torch.device | str = "cpu") -> ResidentClips:
         """All clips as tensors on ``device``, in the shards that they lie in here."""
-        clips = self._gather(range(len(self)), device)
-        clips.lies_in = self.shards()
-        return clips
-
-    def batch(self, indices: Sequence[int]) -> Batch:
-        """The clips of ``indices``; latents are float32, holes have weight 0."""
-        batch = self._gather(indices, "cpu").batch(range(len(indices)))
-        batch.index = batch.ordinals = torch.tensor(list(indices), dtype=torch.int64)
-        return batch
-
-    def _gather(self, indices: Sequence[int], device: torch.device | str) -> ResidentClips:
-        count, dim = len(indices), self.record["text_dim"]
+        count, dim = len(self), self.record["text_dim"]
         latents = torch.zeros(count, *self.latent_shape, dtype=_DTYPES[self.record["dtype"]])
         contexts: list[Tensor] = []
         infos: list[dict[str, Any] | None] = []
-        for row, index in enumerate(indices):
-            if index in self.holes:
-                contexts.append(torch.zeros(1, dim))  # one token: attention over none is NaN
+        for index in range(count):
+            members = self._read(index)
+            if members is None:
+                contexts.append(torch.zeros(1, dim))
                 infos.append(None)
                 continue
-            members = self.folder.read(index)
             tensors = load(members["safetensors"])
-            latents[row] = tensors["latents"]
+            latents[index] = tensors["latents"]
             contexts.append(tensors["context"])
             infos.append(json.loads(members["json"]))
         lengths = torch.tensor([len(context) for context in contexts])
-        return ResidentClips(
+        clips = ResidentClips(
             latents.to(device),
             RaggedText(torch.cat(contexts).to(device), lengths, self.record["max_tokens"]),
             [HOLE_CAPTION if info is None else info["caption"] for info in infos],
@@ -383,3 +409,47 @@ class LatentClips:
             torch.tensor([0.0 if info is None else 1.0 for info in infos]),
             self.spec,
         )
+        clips.lies_in = self.shards()
+        return clips
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The clips of ``indices``; latents are float32, holes have weight 0."""
+        count, max_tokens = len(indices), self.record["max_tokens"]
+        latents = batch_zeros(count, *self.latent_shape)
+        context = batch_zeros(count, max_tokens, self.record["text_dim"])
+        mask = batch_zeros(count, max_tokens, dtype=torch.bool)
+        infos: list[dict[str, Any] | None] = []
+        for row, index in enumerate(indices):
+            members = self._read(int(index))
+            if members is None:
+                mask[row, 0] = True  # one token: attention over none is NaN
+                infos.append(None)
+                continue
+            tensors = load(members["safetensors"])
+            num_tokens = len(tensors["context"])
+            latents[row] = tensors["latents"]
+            context[row, :num_tokens] = tensors["context"]
+            mask[row, :num_tokens] = True
+            infos.append(json.loads(members["json"]))
+        index = torch.tensor(list(indices), dtype=torch.int64)
+        return Batch(
+            index=index,
+            ordinals=index,
+            weight=torch.tensor([0.0 if info is None else 1.0 for info in infos]),
+            captions=tuple(HOLE_CAPTION if info is None else info["caption"] for info in infos),
+            latents=latents,
+            context=context,
+            context_mask=mask,
+            attributes=collate_attributes([None if info is None else info["attributes"] for info in infos]),
+        )
+
+    def _read(self, index: int) -> dict[str, bytes] | None:
+        """The members of a clip, or None for a hole. What is read is what was indexed, and that is whole."""
+        if index in self.holes:
+            return None
+        try:
+            return self.folder.read(index)
+        except BadClip as error:
+            self.holes[index] = str(error)
+            self._new_holes.add(index, self.folder.name_of(index), str(error))
+            return None

@@ -17,7 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sana_train.data.tars import TarFolder
+from sana_train.data.holes import DataLossError, NewHoles, allowed_holes
+from sana_train.data.locations import Shard, list_shards
+from sana_train.data.shard_cache import CACHE_GIB, ShardCache
+from sana_train.data.shared_memory import batch_zeros
+from sana_train.data.tars import LostClip, TarFolder
 from sana_train.data.video import BadClip, decode_clip, kind_of, other_size, probe_clip, too_short
 from sana_train.types import Batch, VideoShape
 
@@ -122,17 +126,33 @@ class ShardClips:
     once in the log and kept in ``holes``.
 
     Args:
-        path: folder of ``*.tar``.
+        path: the shards, in the notation of ``data/locations.py``: a folder, a tar, a glob, braces, URLs,
+            commands, or a list of these.
         frames: taken from the head of each clip.
         height_px: of every clip.
         width_px: of every clip.
+        cache: folder for copies and indices of shards that do not lie here.
+        cache_gib: of the copies; the least recently used go first.
+        max_new_holes: clips that may turn out bad while they are read, counted over the loader workers of a
+            rank (``data/holes.py``); one more ends the run. By default 1 % of the clips, at least 10.
 
     Raises:
         ValueError: no shards, a shard without samples, or not one usable clip.
+        DataLossError: shards that lie elsewhere cannot be reached.
     """
 
-    def __init__(self, path: str, frames: int, height_px: int, width_px: int) -> None:
-        self._open(TarFolder(Path(path), inspect_clip), VideoShape(frames, height_px, width_px))
+    def __init__(
+        self,
+        path: str | list[str],
+        frames: int,
+        height_px: int,
+        width_px: int,
+        cache: str | None = None,
+        cache_gib: float = CACHE_GIB,
+        max_new_holes: int | None = None,
+    ) -> None:
+        shards = list_shards(path, None if cache is None else ShardCache(Path(cache), cache_gib))
+        self._open(TarFolder(shards, inspect_clip), VideoShape(frames, height_px, width_px), max_new_holes)
         self.require_usable()
         if self.holes:
             logger.warning(
@@ -143,21 +163,27 @@ class ShardClips:
             )
 
     @classmethod
-    def of_tars(cls, tars: Sequence[Path], video: VideoShape) -> ShardClips:
+    def of_tars(cls, tars: Sequence[Shard], video: VideoShape) -> ShardClips:
         """The clips of ``tars`` in this order, be there one that can be used or not."""
         clips = cls.__new__(cls)
-        clips._open(TarFolder(tars, inspect_clip), video)
+        clips._open(TarFolder(tars, inspect_clip), video, None)
         return clips
 
-    def _open(self, folder: TarFolder, video: VideoShape) -> None:
+    def _open(self, folder: TarFolder, video: VideoShape, max_new_holes: int | None) -> None:
         self.folder, self.video = folder, video
+        self.lost: set[int] = set()  # the holes that may come back; nothing lasting is made of them
         self.holes: dict[int, str] = {}
         facts = [sample.facts for sample in folder.samples]
         usual = usual_sizes([fact["attributes"] for fact in facts if fact["problem"] is None])
         for index, fact in enumerate(facts):
             problem = fact["problem"] or self.misfit(fact) or _odd_attributes(fact, usual)
-            if problem is not None:
-                self._report(index, problem, is_logged=len(self.holes) < _LOGGED_HOLES)
+            if problem is None:
+                continue
+            if len(self.holes) < _LOGGED_HOLES:
+                logger.warning("clip %d (%s) is a hole: %s", index, folder.samples[index].key, problem)
+            self.holes[index] = problem
+        limit = allowed_holes(len(self)) if max_new_holes is None else max_new_holes
+        self._new_holes = NewHoles(limit, len(self) - len(self.holes), self._where, "data.*.max_new_holes")
 
     def misfit(self, facts: Mapping[str, Any]) -> str | None:
         """Why a clip that is good by itself cannot be used at this size."""
@@ -170,13 +196,12 @@ class ShardClips:
         if len(self.holes) < len(self):
             return
         kinds = Counter(kind_of(problem) for problem in self.holes.values())
-        folder = self.folder.tars[0].parent
         raise ValueError(
-            f"none of the {len(self)} samples in {folder} can be used: "
+            f"none of the {len(self)} samples in {self._where} can be used: "
             + "; ".join(f"{count} because {kind}" for kind, count in kinds.most_common())
             + f"; first: {self.holes[min(self.holes)]}. See what is in them with `python -m "
-            f"sana_train.cli.validate_data {folder}`, then set data.*.frames, height_px and width_px to what "
-            "the clips have, or cut and scale the clips"
+            "sana_train.cli.validate_data` and this run's overrides, then set data.*.frames, height_px and "
+            "width_px to what the clips have, or cut and scale the clips"
         )
 
     def __len__(self) -> int:
@@ -185,6 +210,14 @@ class ShardClips:
     def shards(self) -> list[range]:
         """The clip ids of each shard."""
         return self.folder.clips_of_tars()
+
+    def require_not_lost(self, index: int) -> None:
+        """Raises ``DataLossError`` for a clip that was lost while it was to be encoded for good."""
+        if index in self.lost:
+            raise DataLossError(
+                f"{self.folder.name_of(index)}: {self.holes[index]}; latents of it would be a hole for ever. "
+                "Bring the shard back as it was and run the same command again: finished shards are kept"
+            )
 
     def fingerprint(self) -> str:
         """Changes with any byte of any shard and with the size of the clips."""
@@ -196,25 +229,33 @@ class ShardClips:
         size = f"{self.video.height_px}x{self.video.width_px} px"
         return f"first {self.video.frames} frames, {size}, no crop, no scaling, the file's fps"
 
-    def _report(self, index: int, problem: str, is_logged: bool = True) -> None:
-        if index in self.holes:
-            return
-        self.holes[index] = problem
-        if is_logged:
-            logger.warning("clip %d (%s) is a hole: %s", index, self.folder.samples[index].key, problem)
+    @property
+    def _where(self) -> str:
+        """The shards, in a message."""
+        first, num_more = self.folder.tars[0], len(self.folder.tars) - 1
+        if isinstance(first, Path) and all(
+            isinstance(t, Path) and t.parent == first.parent for t in self.folder.tars
+        ):
+            return str(first.parent)
+        return f"{first} and {num_more} more shards" if num_more else str(first)
 
     def load(self, index: int) -> tuple[Tensor, dict[str, Any]] | None:
         """(3, F, H, W) uint8 and the json of a clip, or None for a hole, whose reason ``holes`` has then.
 
         Threads may call it at once; decoding leaves Python's lock.
+
+        Raises:
+            DataLossError: it is a new hole, and one too many.
         """
         if index in self.holes:
             return None
         try:
             return self.decode(index)
         except BadClip as error:
-            self._report(index, str(error))
-            self.require_usable()  # or a run would go on for ever without learning from anything
+            self.holes[index] = str(error)
+            if isinstance(error, LostClip):
+                self.lost.add(index)
+            self._new_holes.add(index, self.folder.name_of(index), str(error))
             return None
 
     def decode(self, index: int) -> tuple[Tensor, dict[str, Any]]:
@@ -229,7 +270,7 @@ class ShardClips:
     def batch(self, indices: Sequence[int]) -> Batch:
         """The clips of ``indices``; holes have weight 0."""
         loaded = [self.load(int(i)) for i in indices]
-        video = torch.zeros(len(loaded), 3, self.video.frames, self.video.height_px, self.video.width_px)
+        video = batch_zeros(len(loaded), 3, self.video.frames, self.video.height_px, self.video.width_px)
         for row, clip in enumerate(loaded):
             if clip is not None:
                 video[row].copy_(clip[0]).div_(127.5).sub_(1.0)  # to_float without its two copies

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
 
 from sana_train.data.latents import inspect_latents, latent_problems
+from sana_train.data.locations import Shard
 from sana_train.data.progress import ClipProgress
 from sana_train.data.shards import ShardClips, inspect_clip, parse_caption
 from sana_train.data.tars import Inspect, TarFolder, index_with_samples
@@ -54,8 +54,8 @@ class CheckedShards:
         samples: of ``tars``, in order.
     """
 
-    tars: list[Path]
-    unreadable: dict[Path, str]
+    tars: list[Shard]
+    unreadable: dict[Shard, str]
     samples: list[CheckedSample]
 
     @property
@@ -63,7 +63,7 @@ class CheckedShards:
         return sum(sample.problem is None for sample in self.samples)
 
 
-def check_clips(tars: Sequence[Path], video: VideoShape, num_workers: int, decode: bool) -> CheckedShards:
+def check_clips(tars: Sequence[Shard], video: VideoShape, num_workers: int, decode: bool) -> CheckedShards:
     """Every clip of ``tars``, held against ``video``.
 
     Args:
@@ -80,7 +80,7 @@ def check_clips(tars: Sequence[Path], video: VideoShape, num_workers: int, decod
     return CheckedShards(readable, unreadable, samples)
 
 
-def check_latents(tars: Sequence[Path], num_workers: int) -> CheckedShards:
+def check_latents(tars: Sequence[Shard], num_workers: int) -> CheckedShards:
     """Every sample of latent shards; their tensors are looked at when a shard is indexed."""
     readable, unreadable = _index(tars, inspect_latents, num_workers)
     if not readable:
@@ -106,7 +106,10 @@ def _check_latent(folder: TarFolder, problems: Mapping[int, str], index: int) ->
 
 
 def _describe(folder: TarFolder, index: int, extension: str, problem: str | None) -> CheckedSample:
-    members = folder.read(index)
+    try:
+        members = folder.read(index)
+    except BadClip as error:  # lost since it was indexed
+        members, problem = {}, problem or str(error)
     try:
         caption = parse_caption(members.get("json", b""))["caption"]
     except BadClip:
@@ -123,14 +126,14 @@ def _describe(folder: TarFolder, index: int, extension: str, problem: str | None
     )
 
 
-def _index(tars: Sequence[Path], inspect: Inspect, num_workers: int) -> tuple[list[Path], dict[Path, str]]:
+def _index(tars: Sequence[Shard], inspect: Inspect, num_workers: int) -> tuple[list[Shard], dict[Shard, str]]:
     """Index every tar that has none; those that can be read, and why the others cannot."""
     reasons = _in_order(partial(_why_unreadable, inspect), list(tars), num_workers, "indexing shards")
     unreadable = {tar: reason for tar, reason in zip(tars, reasons, strict=True) if reason is not None}
     return [tar for tar in tars if tar not in unreadable], unreadable
 
 
-def _why_unreadable(inspect: Inspect, tar: Path) -> str | None:
+def _why_unreadable(inspect: Inspect, tar: Shard) -> str | None:
     try:
         index_with_samples(tar, inspect)
     except (ValueError, OSError) as error:

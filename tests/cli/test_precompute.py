@@ -142,6 +142,28 @@ def test_training_reads_what_online_encoding_gives(clips: Path, paired: Path) ->
     assert cached.batch([3]).latents.shape[1:] == (128, 3, 2, 2)  # type: ignore[union-attr]
 
 
+def test_clips_and_latents_may_lie_elsewhere(clips: Path, paired: Path, tmp_path: Path) -> None:
+    """Named by commands; held against the run like those of ``paths.latents``, which has none here."""
+    here = parts(clips, paired)
+    names = {"train": "shard-{000000..000002}.tar", "heldout": "shard-000000.tar"}
+    elsewhere = [
+        f'latents.{split}="pipe:cat {paired / split / "ltx2_tiny" / name}"' for split, name in names.items()
+    ] + [f'data.{split}.path="pipe:cat {clips / split / name}"' for split, name in names.items()]
+    there = parts(clips, tmp_path, *elsewhere)
+    for mine, theirs in zip(
+        there.encoded("target", there.autoencoder), here.encoded("target", here.autoencoder), strict=True
+    ):
+        one, other = mine.batch([1, 0]).latents, theirs.batch([1, 0]).latents
+        assert one is not None and other is not None
+        assert torch.equal(one, other)
+    assert len(list((tmp_path / "data" / "shards").glob("*.tar"))) == 4  # latents; of clips the indices do
+
+
+def test_clip_shards_of_one_name_cannot_be_encoded_together(clips: Path, tmp_path: Path) -> None:
+    both = f"data.train.path=[{clips / 'train'},{clips / 'heldout'}]"
+    assert "several shards are called shard-000000.tar" in refusal(clips, tmp_path, both)
+
+
 def test_other_weights_at_training_time_are_an_error_by_field(
     clips: Path, paired: Path, tmp_path: Path
 ) -> None:

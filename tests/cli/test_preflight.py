@@ -89,8 +89,11 @@ def small_2b(models: Path, clips: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        ("clips/train/shard-000000.tar", r"data\.train\.path: no \*\.tar in .*clips/train; give a folder of"),
-        ("clips/heldout/shard-000000.tar", r"data\.heldout\.path: no \*\.tar in .*data\.heldout\.path="),
+        ("clips/train/shard-000000.tar", r"data\.train\.path: no \*\.tar shards in .*clips/train; give a"),
+        (
+            "clips/heldout/shard-000000.tar",
+            r"data\.heldout\.path: no \*\.tar .*data\.heldout\.path=",
+        ),
         (
             "models/Lightricks/LTX-2/vae/model.safetensors",
             r"autoencoder\.weights: .* is damaged or incomplete",

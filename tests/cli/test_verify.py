@@ -220,7 +220,7 @@ def test_without_clips_their_rows_are_skipped_with_the_reason(
     empty = ["data=shards", f"data.heldout.path={files / 'empty'}"]
     words = [*dit(files), *autoencoder(files), *empty]
     verify.main(words)  # nothing red: no exit
-    reason = f"no *.tar in {files / 'empty'}; give clips of your own in shards"
+    reason = f"no *.tar shards in {files / 'empty'}, which is not there; give clips of your own in shards"
     assert f"{MEAN}, {STD}, {PSNR}: {reason}" in capsys.readouterr().out  # in one piece, to be copied
     found = rows(words)
     assert states(found) == {DIT: "green"}

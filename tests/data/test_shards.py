@@ -15,6 +15,7 @@ import pytest
 import torch
 from webdataset.compat import WebDataset
 
+from sana_train.data.holes import DataLossError
 from sana_train.data.prepare import render_shards
 from sana_train.data.shards import HOLE_CAPTION, ShardClips
 from sana_train.data.tars import index_path
@@ -215,7 +216,7 @@ def test_clips_that_all_fail_to_decode_stop_the_run(squares: Any, tmp_path: Path
     write_tar(tmp_path / "a.tar", samples)
     clips = open_clips(tmp_path)
     assert clips.batch([0, 1]).weight.tolist() == [0, 0]
-    with pytest.raises(ValueError, match=r"none of the 3 samples .* can be used"):
+    with pytest.raises(DataLossError, match=r"(?s)no usable clip is left.*clip 2 \(a\.tar 2\): the mp4"):
         clips.batch([2])
 
 

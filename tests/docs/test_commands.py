@@ -13,6 +13,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from sana_train.cli import (
+    benchmark_loader,
     convert,
     precompute,
     prepare_data,
@@ -49,6 +50,8 @@ def check(words: list[str]) -> None:
             record.parser().parse_args(rest)
         case ["python" | "python3", "-m", "sana_train.cli.convert", *rest]:
             convert.parser().parse_args(rest)
+        case ["python" | "python3", "-m", "sana_train.cli.benchmark_loader", *rest]:
+            benchmark_loader.parser().parse_args(rest)
         case ["python" | "python3", "-m", "sana_train.cli.vae_table", *rest]:
             check_vae_table(rest)
         case ["python" | "python3", "-m", "sana_train.cli.precompute", *rest]:
