@@ -146,9 +146,12 @@ class Fit:
 
     def __call__(self, callbacks: Sequence[StepCallback], loggers: Sequence[Any]) -> int:
         """Train up to ``training.max_steps``; returns the steps the run has completed."""
-        if self.is_done:
-            return self.start_step
         cfg, training = self.cfg, self.cfg.training
+        if self.is_done:
+            if is_global_zero():  # of a process that was killed between its last save and its end
+                ckpt.remove_leftovers(self.run_dir)
+                ckpt.thin_out(self.run_dir, training.keep_full, frozenset(training.milestones))
+            return self.start_step
         trainer = build_trainer(
             accelerator=cfg.trainer.accelerator,
             devices=cfg.trainer.devices,

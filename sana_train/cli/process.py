@@ -6,14 +6,17 @@ import os
 import signal
 import sys
 import sysconfig
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later; slurm/train.sbatch does
 _EXIT_CTRL_C = 130
+_AGAIN_S = 0.05
 _PACKAGE = Path(__file__).resolve().parents[1]
 _STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
 
@@ -59,13 +62,34 @@ def exit_when_preempted() -> Iterator[None]:
     """
     numbers = (signal.SIGTERM, signal.SIGUSR1)
     previous = {number: signal.signal(number, _leave) for number in numbers}
+    hook = sys.unraisablehook
+
+    def send_again(dropped: Any) -> None:
+        """Python drops what is raised in a finaliser or a hook of a fork, where a signal may find it."""
+        if not isinstance(dropped.exc_value, _Preempted):
+            hook(dropped)
+            return
+        main = threading.main_thread().ident
+        assert main is not None
+        again = threading.Timer(_AGAIN_S, signal.pthread_kill, (main, dropped.exc_value.number))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = send_again
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
+class _Preempted(SystemExit):
+    def __init__(self, number: int) -> None:
+        super().__init__(EXIT_PREEMPTED)
+        self.number = number
+
+
 def _leave(number: int, _: FrameType | None) -> None:
     sys.stderr.write(f"{signal.Signals(number).name}: leaving; the same command goes on\n")
-    sys.exit(EXIT_PREEMPTED)
+    raise _Preempted(number)

@@ -161,6 +161,14 @@ def test_three_kills_change_nothing(place: Any, straight: Trial, tmp_path: Path,
     assert_same_run(trial, straight)
 
 
+def test_killed_at_its_last_thinning(place: Any, straight: Trial, tmp_path: Path) -> None:
+    """The last checkpoint is there by then, so that going on makes no other."""
+    trial = Trial(place, tmp_path / "killed")
+    assert not trial.run(kill_at=("os.rename /runs/mine/checkpoints/step_0000006", 0))
+    assert trial.run()
+    assert_same_run(trial, straight)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("mode", ["cached", "online"])

@@ -93,6 +93,20 @@ def test_preemption_outside_of_training_has_its_code(number: int) -> None:
     assert signal.getsignal(number) is before
 
 
+def test_a_signal_in_a_finaliser_is_not_lost() -> None:
+    class Signalled:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    before = sys.unraisablehook
+    with pytest.raises(SystemExit) as ended, exit_when_preempted():
+        Signalled()  # Python drops what its end raises
+        time.sleep(5)
+        pytest.fail("the process goes on")
+    assert ended.value.code == EXIT_PREEMPTED
+    assert sys.unraisablehook is before
+
+
 def train(runs: Path, *overrides: str) -> subprocess.Popen[str]:
     command = [sys.executable, str(REPOSITORY / "train.py"), *SMALL, f"paths.runs={runs}", *overrides]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -97,7 +97,10 @@ def _worker(tasks: Sequence[T], work: Work[T, M], messages: Any, following: Any,
     torch.set_num_threads(1)  # a fork of a process whose thread pool was at work must not use it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; whoever started this one ends it
 
-    def leave(*_: Any) -> None:
+    asked_to: list[int] = []  # Python drops an exception that a signal raises in a finaliser
+
+    def leave(*signals: Any) -> None:
+        asked_to.extend(signals[:1])
         messages.cancel_join_thread()  # nobody may be there to read
         sys.exit(1)  # through every ``finally``, without a word
 
@@ -106,7 +109,7 @@ def _worker(tasks: Sequence[T], work: Work[T, M], messages: Any, following: Any,
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEAVE_ON)
 
     def tell(message: M) -> None:
-        if os.getppid() != parent:  # killed without a word: do not go on alone
+        if asked_to or os.getppid() != parent:  # killed without a word: do not go on alone
             leave()
         messages.put((_TOLD, message))
 
