@@ -29,11 +29,11 @@ from sana_train.utils.files import write_json
 SEED = 0
 WAYS = {
     "ltx2": {
-        "stock": ["use_channels_last=false"],
-        "channels_last": ["use_channels_last=true"],
+        "stock": ["use_channels_last=false", "use_fused_norms=false"],
+        "channels_last": ["use_channels_last=true", "use_fused_norms=false"],
         "fused_norms": ["use_channels_last=true", "use_fused_norms=true"],
-        "compiled": ["use_channels_last=false", "compile_mode=default"],
-        "compiled_channels_last": ["use_channels_last=true", "compile_mode=default"],
+        "compiled": ["use_channels_last=false", "use_fused_norms=false", "compile_mode=default"],
+        "compiled_channels_last": ["use_channels_last=true", "use_fused_norms=false", "compile_mode=default"],
     },
     "dcae_v": {
         "channels_first": ["use_channels_last=false"],
