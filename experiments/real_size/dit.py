@@ -1,11 +1,11 @@
 """The DiT at its true size: a file in NVlabs' format, loading it as a source, a training step.
 
-    python experiments/real_size/dit.py write|load|step|step_compiled OUT --checkpoint FILE [--size tiny]
+    python experiments/real_size/dit.py PART OUT --checkpoint FILE [--size tiny]
 
 ``write`` makes the 480p model (16 channels in patches of 1x2x2) with random values. ``load`` moves it into
 the 128-channel space as ``python train.py scale=2b`` does. ``step`` times forward and backward of what was
-loaded, ``step_compiled`` the same under torch.compile. Each writes OUT/<part>.json. ``--size tiny`` runs the
-same code in seconds, on a CPU too.
+loaded, ``step_recompute`` the same with blocks that compute again what they do not keep, ``step_compiled``
+under torch.compile. Each writes OUT/PART.json. ``--size tiny`` runs the same code in seconds, on a CPU too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from sana_train.flow.objective import velocity_loss
 from sana_train.flow.path import noisy_latents, velocity_target
 from sana_train.models.checkpoint import build_empty, read_state, write_nvlabs
 from sana_train.models.flops import forward_flops, training_flops
+from sana_train.models.layers.recompute import Recompute
 from sana_train.models.sana_video import SanaVideoDiT
 from sana_train.models.weight_files import map_tensors
 from sana_train.training.callbacks.throughput import peak_flops
@@ -38,6 +40,7 @@ from sana_train.utils.files import write_json
 
 GIB = 2**30
 GRIDS = {"2b": (11, 22, 40), "tiny": (3, 4, 4)}  # latents of 81 x 704 x 1280, and of 17 x 128 x 128
+PARTS = ("write", "load", "step", "step_recompute", "step_compiled")
 WARM_UP, REPEATS = 3, 10
 SAMPLE_S = 0.005
 
@@ -150,8 +153,10 @@ def _changed(model: SanaVideoDiT, checkpoint: Path, loaded: list[str]) -> list[s
     return [key for key in loaded if not torch.equal(ours[key], theirs[key].to(ours[key]))]
 
 
-def step(size: str, model: SanaVideoDiT, device: torch.device, use_compile: bool) -> dict[str, Any]:
+def step(size: str, model: SanaVideoDiT, device: torch.device, part: str) -> dict[str, Any]:
     """Forward, and forward with backward, of one clip with a full caption."""
+    use_compile = part == "step_compiled"
+    policies: tuple[Recompute, ...] = ("selective", "full") if part == "step_recompute" else ("none",)
     grid = GRIDS[size]
     torch.set_float32_matmul_precision("high")  # as training sets it
     torch.manual_seed(0)
@@ -182,17 +187,20 @@ def step(size: str, model: SanaVideoDiT, device: torch.device, use_compile: bool
     }
     num_tokens = math.prod(grid)
     rows = []
-    for weights in (torch.float32,) if use_compile else (torch.float32, torch.bfloat16):
+    if "none" not in policies:
+        del work["forward"]  # which keeps nothing anyway
+    all_weights = (torch.float32, torch.bfloat16) if part == "step" else (torch.float32,)
+    for weights, policy in product(all_weights, policies):
         model.to(weights).zero_grad(set_to_none=True)
+        model.set_recompute(policy)
         for name, (call, flops) in work.items():
             row = {"pass": name, "weights": str(weights).removeprefix("torch."), "compiled": use_compile}
-            rows.append({**row, **measure(call, flops, num_tokens, device)})
+            rows.append({**row, "recompute": policy, **measure(call, flops, num_tokens, device)})
     return {
         "grid": grid,
         "num_tokens": num_tokens,
         "num_context": num_context,
         "repeats": REPEATS,
-        "activation_checkpointing": "the model has none",
         "peak_flops": peak_flops(device),
         "rows": rows,
     }
@@ -241,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=("write", "load", "step", "step_compiled"))
+    parser.add_argument("part", choices=PARTS)
     parser.add_argument("out", type=Path)
     parser.add_argument("--checkpoint", type=Path, required=True, help="the file; written if it is not there")
     parser.add_argument("--size", choices=tuple(GRIDS), default="2b")
@@ -252,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         model, record = load_as_source(given.size, given.checkpoint, device)
         if given.part != "load":
-            record = step(given.size, model, device, given.part == "step_compiled")
+            record = step(given.size, model, device, given.part)
     given.out.mkdir(parents=True, exist_ok=True)
     record = {"size": given.size, **record, "environment": environment(device)}
     write_json(given.out / f"{given.part}.json", record)

@@ -51,10 +51,26 @@ def _peak(gib: float | None, copies: float | None) -> str:
 
 
 def steps(parts: Sequence[Part]) -> list[str]:
-    head = ["pass", "weights", "compiled", "ms", "range", "tokens/s", "MFU", "allocated GiB", "reserved GiB"]
+    head = [
+        "pass",
+        "weights",
+        "compiled",
+        "recompute",
+        "ms",
+        "range",
+        "tokens/s",
+        "MFU",
+        "allocated GiB",
+        "reserved GiB",
+    ]
     rows = []
     for row in (row for part in parts for row in part["rows"]):
-        names = [row["pass"], row["weights"], "yes" if row["compiled"] else "no"]
+        names = [
+            row["pass"],
+            row["weights"],
+            "yes" if row["compiled"] else "no",
+            row.get("recompute", "none"),
+        ]
         if "error" in row:
             rows.append([*names, row["error"], *["-"] * 5])
             continue
@@ -67,7 +83,6 @@ def steps(parts: Sequence[Part]) -> list[str]:
     size = " x ".join(map(str, first["grid"]))
     text = [
         f"{size} latents, {first['num_tokens']:,} tokens, {first['num_context']} text tokens, batch 1.",
-        f"Activation checkpointing: {first['activation_checkpointing']}.",
     ]
     return ["## The DiT", "", *text, "", *table(head, rows)]
 
@@ -116,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lines += [f"On {', '.join(devices) or 'nothing yet'}.", ""]
     if {"write", "load"} <= parts.keys():
         lines += loading(parts["write"], parts["load"])
-    timed = [parts[name] for name in ("step", "step_compiled") if name in parts]
+    timed = [parts[name] for name in ("step", "step_recompute", "step_compiled") if name in parts]
     if timed:
         lines += steps(timed)
     for name, part in parts.items():

@@ -54,6 +54,7 @@ first_lane() {
   dit write 120
   dit load 90
   dit step 120
+  dit step_recompute 90
   [[ $size == 2b ]] || return
   ways dcae_v 180 1 dcae_v channels_first channels_last
   dit step_compiled 180

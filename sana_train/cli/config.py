@@ -69,6 +69,8 @@ class TrainerConfig:
     devices: int | Literal["auto"]
     num_nodes: int
     num_workers: int  # data processes per rank
+    # What the DiT's backward pass computes again to save memory; results do not depend on it.
+    recompute: Literal["none", "selective", "full"]
     deterministic: bool  # bit-identical resume on a GPU, at the price of slower kernels
     log_every: int  # optimiser steps between logged training metrics
     max_minutes: float | None  # of this process, set-up included; then it saves

@@ -75,7 +75,16 @@ class Parts:
         missing = [
             name for name, argument in wanted.items() if argument.required and name not in self.cfg.task
         ]
-        return instantiate(self.cfg.task, **{name: getattr(self, name) for name in missing})
+        task = instantiate(self.cfg.task, **{name: getattr(self, name) for name in missing})
+        recompute = self.cfg.trainer.recompute
+        if isinstance(task.model, SanaVideoDiT):
+            task.model.set_recompute(recompute)
+        elif recompute != "none":
+            raise ValueError(
+                f"trainer.recompute={recompute}: only a DiT can; {self.cfg.task[TARGET]} trains a "
+                f"{type(task.model).__name__}. Set trainer.recompute=none"
+            )
+        return task
 
     # Frozen parts ------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from sana_train.models.layers.linear_attention import LinearAttention
 from sana_train.models.layers.mix_ffn import MixFFN
 from sana_train.models.layers.norms import RMSNorm, gated_residual, modulated_norm
 from sana_train.models.layers.numerics import NUMERICS, Compat, Numerics
+from sana_train.models.layers.recompute import Recompute, recomputed
 from sana_train.models.layers.rope import Rotation, grid_positions, rotation
 from sana_train.utils.rng import stream_key
 
@@ -46,6 +47,7 @@ class SanaVideoBlock(nn.Module):
         self.self_attn = LinearAttention(width, num_heads, numerics)
         self.cross_attn = CrossAttention(width, cross_num_heads, numerics.cross_qk_eps)
         self.ffn = MixFFN(width, hidden)
+        self.recompute: Recompute = "none"
 
     def forward(
         self,
@@ -57,6 +59,17 @@ class SanaVideoBlock(nn.Module):
         grid: tuple[int, int, int],
     ) -> Tensor:
         """x (B, N, D), modulation (B, F, 6, D), context (B, S, D), bias (B, 1, 1, S) -> (B, N, D)."""
+        return recomputed(self.recompute, self._layers, x, modulation, context, bias, rope, grid)
+
+    def _layers(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        context: Tensor,
+        bias: Tensor,
+        rope: Rotation,
+        grid: tuple[int, int, int],
+    ) -> Tensor:
         table = (self.scale_shift_table + modulation).unsqueeze(3)  # (B, F, 6, 1, D)
         attn_shift, attn_scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = table.unbind(2)
         x = gated_residual(x, self.self_attn(modulated_norm(x, attn_shift, attn_scale), rope), attn_gate)
@@ -173,6 +186,12 @@ class SanaVideoDiT(nn.Module):
             x, "b (t h w) (p q r c) -> b c (t p) (h q) (w r)", t=frames, h=height, w=width, p=p, q=q, r=r
         )
         return x.to(latents.dtype)
+
+    def set_recompute(self, policy: Recompute) -> None:
+        """What the backward pass of every block computes again: memory for time, results unchanged."""
+        for block in self.blocks:
+            assert isinstance(block, SanaVideoBlock)
+            block.recompute = policy
 
     def _token_grid(self, latents: Tensor) -> tuple[int, int, int]:
         if latents.ndim != 5 or latents.shape[1] != self.latent_channels:

@@ -150,6 +150,21 @@ def test_the_report_says_what_is_kept(workplace: Any) -> None:
     assert moved["patch_embed.weight"].shape != source["patch_embed.weight"].shape
 
 
+def test_a_run_may_go_on_with_blocks_that_compute_again(workplace: Any) -> None:
+    def losses(*more: str) -> list[float]:
+        workplace.train(*more)
+        lines = read_jsonl(workplace.root / "runs" / more[0].removeprefix("run_id=") / "metrics.jsonl")
+        return [line["train/loss"] for line in lines if "train/loss" in line]
+
+    assert len(losses("run_id=changed", "training.max_steps=1")) == 1
+    changed, straight = losses("run_id=changed", "trainer.recompute=full"), losses("run_id=straight")
+    assert changed == straight
+    assert len(straight) == 2
+    vae = ["trainer.recompute=selective", "task=reconstruction", "~adaptation"]
+    with pytest.raises(ValueError, match="only a DiT can"):
+        Parts(workplace.config(*vae), torch.device("cpu")).task()
+
+
 def test_scratch_needs_no_source(workplace: Any) -> None:
     config = workplace.config("adaptation=scratch")
     Path(config.source.checkpoint).rename(workplace.root / "aside")

@@ -98,11 +98,14 @@ def test_a_signal_in_a_finaliser_is_not_lost() -> None:
         def __del__(self) -> None:
             signal.raise_signal(signal.SIGTERM)
 
-    before = sys.unraisablehook
-    with pytest.raises(SystemExit) as ended, exit_when_preempted():
+    def work() -> None:
         Signalled()  # Python drops what its end raises
         time.sleep(5)
         pytest.fail("the process goes on")
+
+    before = sys.unraisablehook
+    with pytest.raises(SystemExit) as ended, exit_when_preempted():
+        work()
     assert ended.value.code == EXIT_PREEMPTED
     assert sys.unraisablehook is before
 
