@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 
+from sana_train.models.layers.recompute import Recompute
 from sana_train.models.sana_video import SanaVideoDiT
 
 _DEPTHWISE_TAPS = 9
@@ -43,6 +44,21 @@ def training_flops(model: SanaVideoDiT, grid: tuple[int, int, int], num_context:
     per_token = model.patch_embed.weight.numel()
     saved = _num_tokens(model, grid) * per_token + num_context * per_context + per_sample
     return 3 * forward_flops(model, grid, num_context) - 2 * saved
+
+
+def recomputed_flops(
+    model: SanaVideoDiT, grid: tuple[int, int, int], num_context: int, policy: Recompute
+) -> int:
+    """FLOPs of one sample for what its blocks did not keep for the backward pass, as ``forward_flops``."""
+    if policy == "none":
+        return 0
+    width, num_tokens = model.caption_embed.fc1.weight.shape[0], _num_tokens(model, grid)
+    hidden = int(model.mlp_ratio * width)
+    linear_attention = 2 * width * model.head_dim + width
+    block = num_tokens * (linear_attention + 2 * hidden * _DEPTHWISE_TAPS)
+    if policy == "full":
+        block = _block_multiplies(model, width, num_tokens, num_context)
+    return 2 * len(model.blocks) * block
 
 
 def _num_tokens(model: SanaVideoDiT, grid: tuple[int, int, int]) -> int:

@@ -15,6 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from sana_train.cli import (
     benchmark_loader,
     convert,
+    plan,
     precompute,
     prepare_data,
     record,
@@ -50,6 +51,9 @@ def check(words: list[str]) -> None:
             record.parser().parse_args(rest)
         case ["python" | "python3", "-m", "sana_train.cli.convert", *rest]:
             convert.parser().parse_args(rest)
+        case ["python" | "python3", "-m", "sana_train.cli.plan", *rest]:
+            check_overrides(plan.parser().parse_intermixed_args(rest).overrides)
+            GlobalHydra.instance().clear()
         case ["python" | "python3", "-m", "sana_train.cli.benchmark_loader", *rest]:
             benchmark_loader.parser().parse_args(rest)
         case ["python" | "python3", "-m", "sana_train.cli.vae_table", *rest]:
