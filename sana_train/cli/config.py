@@ -129,7 +129,8 @@ class LatentsConfig:
     # paths.latents and never made here.
     mode: Literal["auto", "cached", "resident", "online", "precomputed"]
     batch_size: int  # clips encoded at a time
-    dtype: Literal["bfloat16", "float32"]  # of cached and precomputed latents, and of what encodes them
+    # Of cached and precomputed latents, and of what encodes them, which for float16 is float32.
+    dtype: Literal["bfloat16", "float16", "float32"]
     # Of precomputed ones: shards to read, where they are not those of paths.latents.
     train: str | list[str] | None
     heldout: str | list[str] | None

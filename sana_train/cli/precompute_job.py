@@ -28,6 +28,7 @@ from sana_train.data.joined import JoinedClips
 from sana_train.data.latents import (
     SPEC_NAME,
     clip_fields,
+    encoding_dtype,
     inspect_latents,
     latent_dtype,
     latent_record,
@@ -53,16 +54,15 @@ class Encoders:
 
     def encoder(self, device: torch.device, video: VideoShape, latents: LatentsConfig) -> ShardEncoder:
         """Casts the autoencoders: take fingerprints before."""
-        dtype = latent_dtype(latents.dtype)
         for each in self.autoencoders.values():
             assert isinstance(each, nn.Module)
-            each.to(dtype)
+            each.to(encoding_dtype(latents.dtype))
         return ShardEncoder(
             self.autoencoders,
             self.text,
             device,
             video,
-            dtype,
+            latent_dtype(latents.dtype),
             latents.batch_size,
             max(1, num_cores() // len(devices())),
         )

@@ -12,6 +12,7 @@ import torch
 from sana_train.cli.config import LatentsConfig
 from sana_train.cli.precompute_job import Encoders, Split, Work, holes_of, pairings
 from sana_train.cli.precompute_measure import seconds_per_clip
+from sana_train.cli.precompute_rounding import encode_exactly, rounding
 from sana_train.data.encode_shards import ShardWork
 from sana_train.data.latents import latent_dtype
 from sana_train.data.staging import partial_folder
@@ -88,7 +89,9 @@ def not_written(splits: Sequence[Split], labels: Sequence[str]) -> Work:
 
 
 def hours(encoders: Encoders, work: Work, latents: LatentsConfig, places: Sequence[torch.device]) -> str:
-    """How long ``work`` will take and what its text will need, by a probe on the first device.
+    """What ``latents.dtype`` costs in accuracy, how long ``work`` will take, what its text will need.
+
+    All by a probe on the first device.
 
     Raises:
         ValueError: the disk is too small for latents and text.
@@ -96,14 +99,23 @@ def hours(encoders: Encoders, work: Work, latents: LatentsConfig, places: Sequen
     split = next((split for split, shards in work if shards), None)
     if split is None:
         return "hours: none, nothing is left of this task's shards"
-    probe = seconds_per_clip(encoders.encoder(places[0], split.clips.video, latents), split)
+    exact, line = None, ""
+    if latents.dtype != "float32":
+        try:
+            exact = encode_exactly(encoders, split, places[0])
+        except torch.OutOfMemoryError:
+            line = f"{latents.dtype} against float32: unknown, the device is too small to encode in float32\n"
+    encoder = encoders.encoder(places[0], split.clips.video, latents)
+    if exact is not None:
+        line = rounding(exact, encoder) + "\n"
+    probe = seconds_per_clip(encoder, split)
     seconds = probe.seconds_per_clip * max_clips_of_a_process(work, len(places))
     duration = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
     num_clips = sum(len(shard.clips) for _, shards in work for shard in shards)
     num_contexts = sum(len(shard.clips) * len(shard.targets) for _, shards in work for shard in shards)
     text_bytes = probe.text_bytes_per_clip * num_contexts
     kind = "GPU" if places[0].type == "cuda" else "CPU process"
-    line = (
+    line += (
         f"about {duration} and {_size(text_bytes)} of text for {num_clips:,} clips, by a probe of "
         f"{probe.num_clips} on 1 {kind} of {len(places)}"
     )

@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 SPEC_NAME = "spec.json"
 _FORMAT = "sana_train/latents/1"
-_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 def latent_fingerprint(
@@ -60,7 +60,7 @@ def latent_fingerprint(
 
     Args:
         autoencoder: with the weights as they were loaded, before a cast to ``dtype``.
-        dtype: of the latents on disk and, where the autoencoder has weights, of its arithmetic.
+        dtype: of the latents on disk; ``encoding_dtype`` has that of the autoencoder's arithmetic.
     """
     return space_fields(autoencoder, dtype) | text_fields(text_encoder) | clip_fields(source)
 
@@ -110,7 +110,7 @@ def precompute_latents(
     *,
     batch_size: int,
     device: torch.device | str = "cpu",
-    dtype: Literal["bfloat16", "float32"] = "float32",
+    dtype: Literal["bfloat16", "float16", "float32"] = "float32",
     clips_per_shard: int = 256,
     description: str = "encoding clips",
 ) -> Path:
@@ -120,7 +120,7 @@ def precompute_latents(
     shard, and ``out`` appears only when complete. The autoencoder must already be on ``device``.
 
     Args:
-        dtype: of the latents, and of the autoencoder while it makes them; the context is always float32.
+        dtype: of the latents; the context is always float32. The autoencoder works in ``encoding_dtype``.
 
     Raises:
         ValueError: ``out`` holds latents of other clips or encoders, or ``source`` gives no pixels.
@@ -131,7 +131,7 @@ def precompute_latents(
     with staged_folder(out, SPEC_NAME, record) as folder:
         if folder is None:
             return out
-        autoencoder = _in_dtype(autoencoder, latents_dtype)
+        autoencoder = _in_dtype(autoencoder, encoding_dtype(dtype))
         with ClipProgress(description, len(source)) as progress:
             for shard, clips in enumerate(shard_ranges(len(source), clips_per_shard)):
                 tar = shard_path(folder, shard)
@@ -185,7 +185,15 @@ def latent_sample(info: Mapping[str, Any], latents: Tensor, context: Tensor) -> 
         info: caption, attributes, problem.
         latents: (C, T, H, W) raw.
         context: (S, D) without padding.
+
+    Raises:
+        ValueError: the latents do not fit into float16.
     """
+    if latents.dtype == torch.float16 and info["problem"] is None and not latents.isfinite().all():
+        raise ValueError(
+            f'latents of "{info["caption"]}" go beyond float16, whose largest number is 65504; '
+            "keep them as latents.dtype=bfloat16 or float32"
+        )
     members: dict[str, bytes] = {}
     if info["problem"] is None:
         members["safetensors"] = save({"latents": latents.contiguous(), "context": context.contiguous()})
@@ -198,6 +206,14 @@ def latent_dtype(name: str) -> torch.dtype:
     if name not in _DTYPES:
         raise ValueError(f"latents are kept as {' or '.join(_DTYPES)}, got dtype={name!r}")
     return _DTYPES[name]
+
+
+def encoding_dtype(name: str) -> torch.dtype:
+    """What an autoencoder works in for latents of a type: the type itself, but float32 for float16.
+
+    Half precision overflows inside autoencoders, and its 3 more bits are worth nothing after bfloat16's.
+    """
+    return torch.float32 if latent_dtype(name) == torch.float16 else latent_dtype(name)
 
 
 def working_dtype(autoencoder: Autoencoder) -> torch.dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -309,6 +310,28 @@ def test_a_dry_run_leaves_out_what_is_written_and_counts_text_with_the_disk(
     full = SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=num_latent_bytes))
     monkeypatch.setattr(precompute_plan, "shutil", full)
     assert "of latents and text to write" in refusal(clips, out, options=options)
+
+
+def test_what_a_narrower_type_costs_is_said(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def errors(dtype: str) -> tuple[float, float]:
+        """(root mean square, largest) in standard deviations."""
+        options = "--split train --dry-run --autoencoder dcae_v_tiny"
+        run(clips, tmp_path, f"latents.dtype={dtype}", options=options)
+        line = next(line for line in capsys.readouterr().out.splitlines() if "against float32" in line)
+        assert line.startswith(f"dcae_v_tiny in {dtype} against float32: ")
+        rms, largest = re.findall(r"([\d.e-]+) (?:of a channel|at most)", line)
+        return float(rms), float(largest)
+
+    half, brain = errors("float16"), errors("bfloat16")
+    # Rounding of numbers about as large as their spread: 2^-11 and 2^-8 at most, relative.
+    assert 2**-14 < half[0] < 2**-11
+    assert 2**-11 < brain[0] < 2**-5
+    assert half[1] > half[0]
+    assert brain[1] > brain[0]
+    run(clips, tmp_path, options="--split train --dry-run --autoencoder dcae_v_tiny")
+    assert "against float32" not in capsys.readouterr().out
 
 
 def test_every_split_of_an_array_covers_each_shard_once(clips: Path, tmp_path: Path) -> None:

@@ -63,6 +63,31 @@ def test_latents_are_raw_and_text_is_unpadded(
     assert tensors["context"].shape == (len(squares.caption(2).split()), word_hashes.dim)
 
 
+def test_float16_is_float32_rounded_once(
+    squares: Any, block_means: Any, word_hashes: Any, tmp_path: Path
+) -> None:
+    out = precompute_latents(squares, block_means, word_hashes, tmp_path / "h", batch_size=5, dtype="float16")
+    clips = LatentClips(out, {"dtype": "float16"})
+    exact = block_means.encode(squares.batch([2]).video)
+    for source in (clips, clips.resident()):
+        batch = source.batch([2])
+        assert batch.latents is not None
+        assert torch.equal(batch.latents.float(), exact.half().float())
+
+
+def test_latents_beyond_float16_end_the_encoding(
+    squares: Any, block_means: Any, word_hashes: Any, tmp_path: Path
+) -> None:
+    class Loud(type(block_means)):  # type: ignore[misc]
+        def encode(self, video: Tensor) -> Tensor:
+            return 1e6 * super().encode(video)
+
+    arguments = (squares, Loud(), word_hashes, tmp_path / "loud")
+    with pytest.raises(ValueError, match=r"go beyond float16.*latents.dtype=bfloat16"):
+        precompute_latents(*arguments, batch_size=5, dtype="float16")
+    assert not (tmp_path / "loud").exists()
+
+
 @pytest.mark.parametrize(
     ("field", "found", "wanted"),
     [
