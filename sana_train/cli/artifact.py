@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sana_train.autoencoders.weights import read_space
 from sana_train.models.checkpoint import Weights, read_state
-from sana_train.protocols import Autoencoder
 from sana_train.training.checkpoint import list_checkpoints
 
 
@@ -32,20 +30,6 @@ class Artifact:
     model: dict[str, Any]
     space: dict[str, Any]
     made_by: dict[str, Any]
-
-
-def describe_space(autoencoder: Autoencoder, device: torch.device) -> dict[str, Any]:
-    """What ``Artifact.space`` holds, as JSON values; latents of a DiT are (raw - mean) / std."""
-    ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=device)
-    latents = ends.view(2, 1, 1, 1, 1).expand(2, autoencoder.spec.channels, 1, 1, 1)
-    mean, upper = autoencoder.denormalise(latents).flatten(1)  # what a DiT's 0 and 1 are before scaling
-    return {
-        "autoencoder": f"{type(autoencoder).__module__}.{type(autoencoder).__qualname__}",
-        "fingerprint": autoencoder.fingerprint(),
-        "latent_spec": autoencoder.spec.to_dict(),
-        "mean": mean.tolist(),
-        "std": (upper - mean).tolist(),
-    }
 
 
 def read_artifact(path: Path, weights: Weights, autoencoder: Path | None) -> Artifact:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sana_train.adaptation.load_report import LoadReport
 from sana_train.adaptation.null_caption import EmptyCaptionStart
-from sana_train.cli.artifact import check_heads, describe_space
+from sana_train.cli.artifact import check_heads
 from sana_train.cli.config import ConvergenceConfig, RunConfig
 from sana_train.cli.instantiate import instantiate
 from sana_train.cli.schema import TARGET
@@ -38,6 +38,7 @@ from sana_train.data.latents import (
 )
 from sana_train.data.pixels import ResidentPixels
 from sana_train.data.shard_cache import CACHE_GIB, ShardCache, cache_of
+from sana_train.data.space import describe_space
 from sana_train.models.checkpoint import build_empty, load_dit, read_state
 from sana_train.models.flops import training_flops
 from sana_train.models.sana_video import SanaVideoDiT

@@ -36,11 +36,12 @@ from sana_train.data.latents import (
     text_fields,
 )
 from sana_train.data.shards import ShardClips
+from sana_train.data.space import SPACE_NAME, describe_space
 from sana_train.data.staging import begin_shared_folder, publish_if_complete
 from sana_train.data.tars import is_whole, load_index
 from sana_train.protocols import Autoencoder, ClipSource, TextEncoder
 from sana_train.types import LatentSpec, VideoShape
-from sana_train.utils.files import one_at_a_time
+from sana_train.utils.files import one_at_a_time, write_json
 
 SEED = 0  # of random weights
 
@@ -197,7 +198,10 @@ def begin(splits: Sequence[Split], encoders: Encoders, dtype: str) -> dict[tuple
         for split in splits:
             fingerprint = space | text | clip_fields(split.clips)
             record = latent_record(fingerprint, num_shards=len(split.clips.folder.tars))
-            folders[split.name, label] = begin_shared_folder(split.target(label), SPEC_NAME, record)
+            folder = begin_shared_folder(split.target(label), SPEC_NAME, record)
+            if not (folder / SPACE_NAME).exists():
+                write_json(folder / SPACE_NAME, describe_space(autoencoder, devices()[0]))
+            folders[split.name, label] = folder
     return folders
 
 

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from sana_train.autoencoders.stored import StoredSpace
 from sana_train.cli.config import RunConfig
 from sana_train.cli.fit import pick_precision
 from sana_train.cli.instantiate import instantiate
@@ -75,13 +76,20 @@ class Study:
         is_half = pick_precision(cfg.training.precision, parts.device) == "bf16-mixed"
         self.autocast_dtype = torch.bfloat16 if is_half else None
         num_samples = parts.num_samples(cfg.convergence)
+        # Without an autoencoder the evaluator refuses at once what it could not decode after hours.
+        decoder = None if isinstance(parts.autoencoder, StoredSpace) else parts.autoencoder
+        if decoder is None and cfg.convergence.num_strips:
+            raise ValueError(
+                f"convergence.num_strips={cfg.convergence.num_strips} needs the autoencoder itself, and "
+                "autoencoder=stored has none; set 0, or choose the autoencoder"
+            )
         self.heldout = self._gather(heldout, max(cfg.convergence.num_loss_clips, num_samples))
         if cfg.convergence.num_samples == "auto":
             num_samples = min(num_samples, len(self.heldout))
         self.generator = instantiate(cfg.convergence.generator)
         self.evaluator = ConvergenceEvaluator(
             self.heldout,
-            parts.autoencoder,
+            decoder,
             parts.reader,
             self.generator,
             run_dir / "clips",
@@ -179,7 +187,9 @@ class Study:
         model = self.parts.model
         with self._precision(), evaluation_mode(model):
             metrics = self.evaluator.evaluate(model, step)  # type: ignore[arg-type]
-            self._keep_strip(step, self.evaluator.sample_videos(model, self.cfg.num_strips))  # type: ignore[arg-type]
+            if self.cfg.num_strips:
+                videos = self.evaluator.sample_videos(model, self.cfg.num_strips)  # type: ignore[arg-type]
+                self._keep_strip(step, videos)
         return metrics
 
     def _precision(self) -> torch.autocast:
@@ -225,7 +235,7 @@ class Study:
 
     def _draw(self) -> None:
         history, train_loss = self._history()
-        strip = self._shown(self._strips())
+        strip = self._shown(self._strips()) if self.cfg.num_strips else {}
         path = self.run_dir / "convergence.png"
         convergence_figure(path, history, self.levels, train_loss, strip, self.name)
         self._drawn_at_s = time.monotonic()
@@ -244,14 +254,15 @@ class Study:
     def draw(self) -> dict[str, Path]:
         """All pictures that a run ends with, by name."""
         self._draw()
-        columns = self._shown(self._strips())
-        if self.has_source:
-            columns = {"source model": self._source_videos()} | columns
-        prompts = self.heldout.captions[: self.cfg.num_strips]
         files = {name: self.run_dir / name for name in ("convergence.png", "samples.png", "samples.mp4")}
-        sample_strip(files["samples.png"], prompts, columns)
-        if importlib.util.find_spec("av") is not None:
-            side_by_side_video(files["samples.mp4"], prompts, columns, fps=8)
+        if self.cfg.num_strips:
+            columns = self._shown(self._strips())
+            if self.has_source:
+                columns = {"source model": self._source_videos()} | columns
+            prompts = self.heldout.captions[: self.cfg.num_strips]
+            sample_strip(files["samples.png"], prompts, columns)
+            if importlib.util.find_spec("av") is not None:
+                side_by_side_video(files["samples.mp4"], prompts, columns, fps=8)
         return {name: path for name, path in files.items() if path.exists()}
 
     def conclude(self, measured: PerClip) -> None:

@@ -7,7 +7,7 @@ tensors, so that clip ids never shift.
 
 ``spec.json`` says what made the latents: autoencoder and text encoder with their fingerprints, LatentSpec
 (the frame rule is in it), dtype, the clips' fingerprint, how they were decoded and cut. A cache is only ever
-read by what made it.
+read by what made it. ``space.json`` describes the space, for runs without the autoencoder.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from sana_train.data.resident import RaggedText, ResidentClips
 from sana_train.data.shard_cache import ShardCache
 from sana_train.data.shards import HOLE_CAPTION, ShardClips, collate_attributes, parse_caption
 from sana_train.data.shared_memory import batch_zeros
+from sana_train.data.space import SPACE_NAME, class_name, describe_space
 from sana_train.data.staging import (
     FixedSource,
     difference_table,
@@ -44,6 +45,7 @@ from sana_train.data.tars import TarFolder, TarSample, index_path, read_beside, 
 from sana_train.data.video import BadClip, decoder_version
 from sana_train.protocols import Autoencoder, TextEncoder
 from sana_train.types import Batch, LatentSpec
+from sana_train.utils.files import write_json
 from sana_train.utils.hashing import json_hash
 
 logger = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ def latent_fingerprint(
 def space_fields(autoencoder: Autoencoder, dtype: str) -> dict[str, Any]:
     """The part of ``latent_fingerprint`` that tells of the autoencoder."""
     return {
-        "autoencoder": type(autoencoder).__name__,
+        "autoencoder": class_name(autoencoder).rpartition(".")[2],
         "autoencoder_fingerprint": autoencoder.fingerprint(),
         "latent_spec": autoencoder.spec.to_dict(),
         "dtype": dtype,
@@ -131,6 +133,7 @@ def precompute_latents(
     with staged_folder(out, SPEC_NAME, record) as folder:
         if folder is None:
             return out
+        write_json(folder / SPACE_NAME, describe_space(autoencoder, torch.device(device)))
         autoencoder = _in_dtype(autoencoder, encoding_dtype(dtype))
         with ClipProgress(description, len(source)) as progress:
             for shard, clips in enumerate(shard_ranges(len(source), clips_per_shard)):

@@ -37,7 +37,10 @@ def test_tiny_geometry_and_size(name: str, grid: tuple[int, ...], frames: int) -
     assert model.decode(latents).shape == (1, 3, frames, 128, 128)
 
 
-@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
+WITH_WEIGHTS = sorted(path for path in CONF.glob("*.yaml") if path.stem != "stored")
+
+
+@pytest.mark.parametrize("path", WITH_WEIGHTS, ids=lambda path: path.stem)
 def test_every_config_builds_on_meta(path: Path) -> None:
     with torch.device("meta"):
         model = build(path.stem)

@@ -10,9 +10,10 @@ import torch
 import yaml
 
 from sana_train.autoencoders.weights import read_space
-from sana_train.cli.artifact import check_heads, describe_space
+from sana_train.cli.artifact import check_heads
 from sana_train.cli.instantiate import instantiate
 from sana_train.cli.load import REPOSITORY
+from sana_train.data.space import describe_space
 from sana_train.utils.files import write_json
 
 TINY = REPOSITORY / "data" / "tiny"

@@ -22,8 +22,10 @@ import pytest
 import torch
 from safetensors.torch import load as load_tensors
 
+from sana_train.autoencoders.ltx2 import LTX2VideoAutoencoder
 from sana_train.autoencoders.weights import save_autoencoder
 from sana_train.cli import precompute, precompute_job, precompute_measure, precompute_plan
+from sana_train.cli import train as cli_train
 from sana_train.cli.load import compose_config, load
 from sana_train.cli.parts import Parts
 from sana_train.data.encode_shards import LoadedClip
@@ -34,6 +36,7 @@ from sana_train.data.tars import TarFolder
 from sana_train.data.world.clips import WorldClips
 from sana_train.text.ltx2_connectors import LTX2ConnectorsTextEncoder
 from sana_train.text.prompt_cache import PromptCache
+from sana_train.training.jsonl import read_jsonl
 
 ROOT = Path(__file__).parents[2]
 SIZE = (17, 64, 64)
@@ -158,6 +161,42 @@ def test_clips_and_latents_may_lie_elsewhere(clips: Path, paired: Path, tmp_path
         assert one is not None and other is not None
         assert torch.equal(one, other)
     assert len(list((tmp_path / "data" / "shards").glob("*.tar"))) == 4  # latents; of clips the indices do
+
+
+def test_training_without_the_autoencoder_is_training_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips, paired = tmp_path / "clips", tmp_path / "latents"
+    for split, num_clips in (("train", 16), ("heldout", 2)):
+        render_shards(WorldClips(split, num_clips, frames=SIZE[0], size_px=SIZE[1]), clips / split)
+    run(clips, paired, options="--autoencoder ltx2_tiny")
+    blind = ["num_samples=0", "num_strips=0", "num_loss_clips=2", "reference=null", "steps=[0,2]"]
+    small = ["model.depth=1", "training.global_batch=4", "training.micro_batch=4", "training.max_steps=2"]
+    rest = [*small, "adaptation=scratch", "~reader", "logger=csv", "trainer.log_every=1"]
+    more = [*rest, *(f"convergence.{each}" for each in blind), f"paths.runs={tmp_path / 'runs'}"]
+
+    def losses(run_id: str, *chosen: str) -> list[tuple[Any, Any]]:
+        cli_train.main(compose_config([f"run_id={run_id}", *overrides(clips, paired, *more), *chosen]))
+        run_dir = tmp_path / "runs" / run_id
+        assert (run_dir / "convergence.png").exists()
+        assert not (run_dir / "samples.png").exists()
+        lines = read_jsonl(run_dir / "metrics.jsonl")
+        return [(line.get("train/loss"), line.get("heldout/loss")) for line in lines]
+
+    stored = [f"autoencoder.path={paired / 'train' / 'ltx2_tiny'}", "autoencoder=stored"]
+    with_it = losses("with")
+    monkeypatch.setattr(LTX2VideoAutoencoder, "__init__", None)  # not even built
+    assert losses("without", *stored) == with_it
+    assert len(with_it) >= 3
+    spaces = [json.loads((tmp_path / "runs" / n / "run.json").read_text()) for n in ("with", "without")]
+    assert spaces[0]["latent_space"] == spaces[1]["latent_space"]
+    with pytest.raises(SystemExit, match=r"convergence.num_strips=1 needs the autoencoder itself"):
+        losses("strips", *stored, "convergence.num_strips=1")
+    with pytest.raises(SystemExit, match=r"this run cannot encode: autoencoder=stored is the space of"):
+        losses("online", *stored, "latents.mode=online")
+    (empty := tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match=r"space.json is missing: latents of an earlier version, or no"):
+        losses("nowhere", "autoencoder=stored", f"autoencoder.path={empty}")
 
 
 def test_clip_shards_of_one_name_cannot_be_encoded_together(clips: Path, tmp_path: Path) -> None:
