@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from sana_train.cli.schema import TARGET
 from sana_train.cli.targets import arguments_of, resolve_target
 from sana_train.cli.vae_choice import skeleton
 from sana_train.data.bank import banked_clips
-from sana_train.data.buckets import BucketClips
 from sana_train.data.joined import JoinedClips
 from sana_train.data.latents import (
     LatentClips,
@@ -43,7 +42,8 @@ from sana_train.models.checkpoint import build_empty, load_dit, read_state
 from sana_train.models.flops import training_flops
 from sana_train.models.sana_video import SanaVideoDiT
 from sana_train.protocols import Autoencoder, ClipSource, Reader, ReadsEmptyCaptions, Task, TextEncoder
-from sana_train.types import VideoShape
+from sana_train.training.callbacks.throughput import Work, WorkOf
+from sana_train.types import Batch, VideoShape
 from sana_train.utils.hashing import json_hash
 
 _NUM_SAMPLES = {"cuda": 256, "cpu": 32}  # intervals of a few points; on a CPU, what seconds allow
@@ -284,23 +284,29 @@ class Parts:
         clips = LatentClips(path, expected, cache, self._section("latents").max_new_holes)
         return clips.resident(self.device) if clips.folder.num_bytes < _RESIDENT_BYTES else clips
 
-    def work_per_sample(self, task: Task, train: ClipSource) -> tuple[int | None, int | None]:
-        """(FLOPs forward and backward, latent tokens) of one training sample.
+    def work_of_samples(self, task: Task) -> WorkOf | None:
+        """What a batch tells of each of its samples: FLOPs forward and backward, latent tokens.
 
-        None for other networks, and for buckets, whose samples differ.
+        None for other networks than a DiT.
         """
         model = task.model
-        if not isinstance(model, SanaVideoDiT) or isinstance(train, BucketClips):
-            return None, None
-        first = train.batch([0])
-        if first.latents is None:
-            assert first.video is not None
-            _, *sizes = self.autoencoder.spec.latent_shape(VideoShape(*first.video.shape[2:]))
-        else:
-            sizes = list(first.latents.shape[2:])
-        grid = (sizes[0], sizes[1], sizes[2])
-        num_tokens = math.prod(grid) // math.prod(model.patch_size)
-        return training_flops(model, grid, self.text_encoder.max_tokens), num_tokens
+        if not isinstance(model, SanaVideoDiT):
+            return None
+        spec, num_context = self.autoencoder.spec, self.text_encoder.max_tokens
+
+        @cache
+        def of_grid(*grid: int) -> Work:
+            sizes = (grid[0], grid[1], grid[2])
+            num_tokens = math.prod(sizes) // math.prod(model.patch_size)
+            return Work(training_flops(model, sizes, num_context), num_tokens)
+
+        def of_batch(batch: Batch) -> Work:
+            if batch.latents is not None:
+                return of_grid(*batch.latents.shape[2:])
+            assert batch.video is not None
+            return of_grid(*spec.latent_shape(VideoShape(*batch.video.shape[2:]))[1:])
+
+        return of_batch
 
 
 def _each(source: ClipSource, label: str, change: Callable[[str, ClipSource], ClipSource]) -> ClipSource:

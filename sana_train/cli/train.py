@@ -81,7 +81,7 @@ def run(
         console.print(f"no full checkpoint in {run_dir}: starting again from step 0", highlight=False)
     if not fit.start_step and config.adaptation is not None:
         console.print(str(parts.load_report), highlight=False, soft_wrap=True)
-    throughput = ThroughputCallback(config.trainer.log_every, *parts.work_per_sample(task, train))
+    throughput = ThroughputCallback(config.trainer.log_every, parts.work_of_samples(task))
     loggers = build_loggers(config, run_dir, facts["run_id"], fit.start_step)
     study = None
     if config.convergence is not None:

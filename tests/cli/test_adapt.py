@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,10 @@ def test_work_is_counted_for_throughput(workplace: Any) -> None:
     config = workplace.config("latents.mode=online")
     parts = Parts(config, torch.device("cpu"))
     task = parts.task()
-    flops, tokens = parts.work_per_sample(task, parts.clips_for(task)[0])
-    assert tokens == 3 * 4 * 4
-    assert flops is not None and flops > tokens * sum(p.numel() for p in parts.model.parameters())
+    work_of = parts.work_of_samples(task)
+    assert work_of is not None
+    batch = parts.clips_for(task)[0].batch([0])
+    work = work_of(batch)
+    assert work.tokens == 3 * 4 * 4
+    assert work.flops > work.tokens * sum(p.numel() for p in parts.model.parameters())
+    assert work_of(replace(batch, latents=task.latents(batch), video=None)) == work

@@ -76,6 +76,11 @@ def test_a_run_in_pieces_is_the_run_in_one(place: Any, capfd: pytest.CaptureFixt
     run(place, "run_id=parts", "training.max_steps=6", "trainer.num_workers=0")
     assert losses(place, "parts") == losses(place, "whole")
     assert len(losses(place, "whole")) == 6
+    lines = read_jsonl(place.root / "runs/whole/metrics.jsonl")
+    speeds = [line for line in lines if "speed/samples_per_s" in line]
+    per_sample = {round(line["speed/tokens_per_s"] / line["speed/samples_per_s"], 6) for line in speeds}
+    assert per_sample <= {row["tokens"] for row in record["buckets"]}  # a step is of one bucket
+    assert len(per_sample) > 1
 
 
 def test_another_micro_batch_is_another_run(place: Any) -> None:

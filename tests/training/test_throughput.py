@@ -15,7 +15,7 @@ from sana_train.training import shell as shell_module
 from sana_train.training.callbacks import throughput as throughput_module
 from sana_train.training.callbacks.base import StepCallback
 from sana_train.training.callbacks.convergence import ConvergenceCallback
-from sana_train.training.callbacks.throughput import ThroughputCallback, peak_flops
+from sana_train.training.callbacks.throughput import ThroughputCallback, Work, peak_flops
 from sana_train.training.shell import TrainingShell
 from sana_train.training.tasks.flow import FlowTask
 
@@ -84,7 +84,7 @@ def test_rates_leave_out_evaluations_and_saves(
         return {"heldout/loss": 1.0}
 
     slow = [ConvergenceCallback([0, 2, 3, 4], evaluate, lambda step, values: False), SlowSave(clock)]
-    throughput = ThroughputCallback(2, flops_per_sample=10**9, tokens_per_sample=18)
+    throughput = ThroughputCallback(2, lambda batch: Work(10**9, 18))
     launch(
         tmp_path,
         max_steps=6,
@@ -102,10 +102,13 @@ def test_rates_leave_out_evaluations_and_saves(
 
 
 def test_a_cpu_has_no_mfu_and_no_device_memory(tmp_path: Path) -> None:
-    throughput = ThroughputCallback(1, flops_per_sample=10**9, tokens_per_sample=None)
+    throughput = ThroughputCallback(1, lambda batch: Work(10**9, 18))
     launch(tmp_path, max_steps=3, callbacks=[throughput])
     assert [line["step"] for line in speeds(tmp_path)] == [2, 3]
-    assert set(speeds(tmp_path)[0]) == {"step", "speed/samples_per_s", "speed/data_wait_share"}
+    names = {"step", "speed/samples_per_s", "speed/tokens_per_s", "speed/data_wait_share"}
+    assert set(speeds(tmp_path)[0]) == names
+    launch(tmp_path / "other network", max_steps=3, callbacks=[ThroughputCallback(1, None)])
+    assert set(speeds(tmp_path / "other network")[0]) == names - {"speed/tokens_per_s"}
     assert peak_flops(torch.device("cpu")) is None
 
 
@@ -126,8 +129,18 @@ def test_mfu_is_model_flops_over_the_chips_peak(
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**30)
     device = torch.device("cuda")
     assert peak_flops(device) == expected
-    callback = ThroughputCallback(1, flops_per_sample=2 * 10**12, tokens_per_sample=None)
-    callback._num_samples = 600
+    callback = ThroughputCallback(1, lambda batch: Work(batch.flops, 0))  # type: ignore[attr-defined]
+    trainer: Any = SimpleNamespace(world_size=2)
+
+    class Samples(list[int]):
+        """A batch that says itself what each of its samples costs."""
+
+        flops = 0
+
+    for flops in (10**12, 2 * 10**12, 3 * 10**12):  # of three buckets
+        batch = Samples([0] * 100)
+        batch.flops = flops
+        callback.on_train_batch_start(trainer, None, batch, 0)
     values = callback._metrics(device, elapsed_s=4.0, world_size=2)
     assert values["speed/peak_memory_gib"] == 3.0
     if expected is None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
 
 from sana_train.training.callbacks.base import StepCallback
 from sana_train.training.shell import TrainingShell
+from sana_train.types import Batch
 
 # Dense bf16 peaks in FLOP/s by data sheet and a part of the device's name; the first that fits counts.
 PEAK_BF16_FLOPS = {
@@ -33,20 +35,28 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak for part, peak in PEAK_BF16_FLOPS.items() if part in name), None)
 
 
+class Work(NamedTuple):
+    """Of one training sample: model FLOPs forward and backward, latent tokens."""
+
+    flops: int
+    tokens: int
+
+
+WorkOf = Callable[[Batch], Work]  # of each sample of a batch
+
+
 class ThroughputCallback(StepCallback):
     """Logs ``speed/*`` over windows of ``every`` steps; time inside ``shell.paused`` does not count.
 
     Args:
         every: optimiser steps per window.
-        flops_per_sample: model FLOPs of one training sample, forward and backward; None leaves MFU out.
-        tokens_per_sample: latent tokens of one sample; None leaves tokens/s out.
+        work_of: what each sample of a batch costs; None leaves tokens/s and MFU out.
     """
 
-    def __init__(self, every: int, flops_per_sample: int | None, tokens_per_sample: int | None) -> None:
-        self.every = every
-        self.flops_per_sample, self.tokens_per_sample = flops_per_sample, tokens_per_sample
+    def __init__(self, every: int, work_of: WorkOf | None) -> None:
+        self.every, self.work_of = every, work_of
         self._reset_at: tuple[float, float] | None = None
-        self._num_samples = 0
+        self._num_samples = self._num_flops = self._num_tokens = 0
         self._wait_s = 0.0
         self._batch_ended: tuple[float, float] | None = None
 
@@ -54,7 +64,12 @@ class ThroughputCallback(StepCallback):
         if self._batch_ended is not None:
             ended, paused = self._batch_ended
             self._wait_s += time.perf_counter() - ended - (pl_module.paused_s - paused)
-        self._num_samples += len(batch) * trainer.world_size
+        num_samples = len(batch) * trainer.world_size
+        self._num_samples += num_samples
+        if self.work_of is not None:
+            work = self.work_of(batch)
+            self._num_flops += num_samples * work.flops
+            self._num_tokens += num_samples * work.tokens
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         self._batch_ended = (time.perf_counter(), pl_module.paused_s)
@@ -75,16 +90,17 @@ class ThroughputCallback(StepCallback):
             elapsed = now - started - (shell.paused_s - paused)
             shell.report(self._metrics(shell.device, elapsed, shell.trainer.world_size))
         self._reset_at = self._batch_ended = (now, shell.paused_s)
-        self._num_samples, self._wait_s = 0, 0.0
+        self._num_samples = self._num_flops = self._num_tokens = 0
+        self._wait_s = 0.0
 
     def _metrics(self, device: torch.device, elapsed_s: float, world_size: int) -> dict[str, float]:
-        rate = self._num_samples / elapsed_s
-        metrics = {"speed/samples_per_s": rate, "speed/data_wait_share": self._wait_s / elapsed_s}
-        if self.tokens_per_sample is not None:
-            metrics["speed/tokens_per_s"] = rate * self.tokens_per_sample
+        rate, wait_share = self._num_samples / elapsed_s, self._wait_s / elapsed_s
+        metrics = {"speed/samples_per_s": rate, "speed/data_wait_share": wait_share}
+        if self.work_of is not None:
+            metrics["speed/tokens_per_s"] = self._num_tokens / elapsed_s
         peak = peak_flops(device)
-        if peak is not None and self.flops_per_sample is not None:
-            metrics["speed/mfu"] = rate * self.flops_per_sample / (peak * world_size)
+        if peak is not None and self.work_of is not None:
+            metrics["speed/mfu"] = self._num_flops / elapsed_s / (peak * world_size)
         if device.type == "cuda":
             metrics["speed/peak_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
         return metrics
