@@ -1,9 +1,9 @@
 """``python -m sana_train.cli.validate_data``: what is in shards, and whether a run would train on them.
 
 SHARDS are folders or tars of captioned clips, or folders that precompute wrote. The overrides are those of
-the run; its data.train.frames, height_px and width_px are what clips are held against, by the reader that
-training has, so that a clip is rejected here for the reason that would make it a hole there; its frames
-are decoded as far as there. Without SHARDS the run's own data.train and data.heldout are looked at.
+the run; its data.train.frames, height_px and width_px, or its buckets, are what clips are held against, by
+the reader that training has, so that a clip is rejected here for the reason that would make it a hole there;
+its frames are decoded as far as there. Without SHARDS the run's own data.train and data.heldout are taken.
 
 Told are counts, reasons with their first keys, ranges, sizes, repeated keys, captions and contents. The
 exit code is 1 if training would fail: a shard cannot be read, or no sample of a set can be used.
@@ -24,11 +24,10 @@ import logging
 import os
 import random
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -37,22 +36,18 @@ from sana_train.cli.config import RunConfig
 from sana_train.cli.load import load
 from sana_train.cli.preflight import check_overrides, leave_out_parts
 from sana_train.cli.process import exit_when_preempted, readable_errors
-from sana_train.cli.schema import TARGET
-from sana_train.cli.targets import resolve_target
-from sana_train.cli.vae_choice import skeleton
+from sana_train.cli.validate_kinds import run_kinds
 from sana_train.cli.validate_report import in_several_sets, report, summarise, verdict
 from sana_train.data.latents import SPEC_NAME, LatentClips
 from sana_train.data.locations import Shard, list_shards
 from sana_train.data.progress import ClipProgress
-from sana_train.data.shard_cache import cache_of
-from sana_train.data.shards import ShardClips
-from sana_train.data.validate import CheckedShards, check_clips, check_latents
+from sana_train.data.validate import CheckedShards, Clips, check_clips, check_latents
 from sana_train.data.video import BadClip
 from sana_train.evaluation.contact_sheet import contact_sheet, frame_row
-from sana_train.types import VideoShape
 from sana_train.utils.files import write_json
 
 _FRAMES_SHOWN = 5
+_LATENTS = "latents, held against each other; a run holds them against its autoencoder, too"
 
 
 @dataclass(frozen=True)
@@ -62,19 +57,17 @@ class ShardSet:
     Attributes:
         name: their folder, or the key of the configuration that names it.
         tars: in order.
-        video: what clips are held against; None for latents.
+        expected: what samples are held against, for the report.
+        open_clips: opens readable tars as the run does; None for latents.
+        start: opens what the run trains on where that is more than these samples, such as all buckets, and
+            tells of it; raises ``ValueError`` where training would.
     """
 
     name: str
     tars: list[Shard]
-    video: VideoShape | None
-
-    @property
-    def expected(self) -> str:
-        if self.video is None:
-            return "latents, held against each other; a run holds them against its autoencoder, too"
-        size = f"{self.video.height_px}x{self.video.width_px} px"
-        return f"clips, held against {self.video.frames} frames of {size}"
+    expected: str
+    open_clips: Callable[[Sequence[Shard]], Clips] | None
+    start: Callable[[], str] | None = None
 
 
 def parser() -> argparse.ArgumentParser:
@@ -102,7 +95,7 @@ def validate(given: argparse.Namespace) -> bool:
     """Whether training would start on what was given."""
     paths, overrides = split_words(given.words)
     sets = given_sets(paths, overrides) if paths else run_sets(_config(overrides))
-    if given.contact_sheet is not None and not any(each.video for each in sets):
+    if given.contact_sheet is not None and not any(each.open_clips for each in sets):
         raise ValueError("--contact-sheet: latents have no pictures; give the clips that they were made of")
     checked = {each.name: _check(each, given) for each in sets}
     summaries = [
@@ -110,8 +103,10 @@ def validate(given: argparse.Namespace) -> bool:
         for each in sets
     ]
     shared = in_several_sets(checked)
-    for summary in summaries:
+    for each, summary in zip(sets, summaries, strict=True):
         sys.stdout.write(report(summary) + "\n")
+        if each.start is not None and not summary["failures"]:
+            sys.stdout.write(each.start() + "\n\n")
     if given.contact_sheet is not None:
         sys.stdout.write(_draw(sets, checked, given))
     sys.stdout.write(verdict(summaries, shared))
@@ -143,12 +138,15 @@ def given_sets(paths: Sequence[Path], overrides: Sequence[str]) -> list[ShardSet
         folder = path.parent if path.is_file() else path
         tars = list_shards(folder if _holds_latents(folder) else path)
         folders.setdefault(folder, {}).update(dict.fromkeys(tars))
-    video = None
+    kinds = {}
     if not all(map(_holds_latents, folders)):
         is_chosen = any(override.startswith("data=") for override in overrides)
-        video = _video(_config(overrides if is_chosen else ["data=shards", *overrides]), "train")
+        config = _config(overrides if is_chosen else ["data=shards", *overrides])
+        kinds = {"clips": run_kinds(config, "train")[0]}
     return [
-        ShardSet(str(folder), list(tars), None if _holds_latents(folder) else video)
+        ShardSet(str(folder), list(tars), _LATENTS, None)
+        if _holds_latents(folder)
+        else ShardSet(str(folder), list(tars), kinds["clips"].expected, kinds["clips"].open_clips)
         for folder, tars in folders.items()
     ]
 
@@ -159,42 +157,27 @@ def _holds_latents(folder: Path) -> bool:
 
 def run_sets(config: RunConfig) -> list[ShardSet]:
     """``data.train`` and ``data.heldout`` of a run."""
-    sets = []
-    for split in ("train", "heldout"):
-        video = _video(config, split)
-        node = getattr(config.data, split)
-        shards = list_shards(node["path"], cache_of(node))
-        sets.append(ShardSet(f"data.{split} {node['path']}", shards, video))
-    return sets
+    return [
+        ShardSet(
+            f"{each.key} {each.path}",
+            list_shards(each.path, each.cache),
+            each.expected,
+            each.open_clips,
+            each.start,
+        )
+        for split in ("train", "heldout")
+        for each in run_kinds(config, split)
+    ]
 
 
 def _config(overrides: Sequence[str]) -> RunConfig:
     return load(check_overrides(leave_out_parts(overrides)))
 
 
-def _video(config: RunConfig, split: str) -> VideoShape:
-    """What the run takes of each clip, if its autoencoder can."""
-    node: Mapping[str, Any] = getattr(config.data, split)
-    if resolve_target(node[TARGET]) is not ShardClips:
-        raise ValueError(
-            f"data.{split} is {node[TARGET]}, which renders its clips and needs no validation; choose "
-            "data=shards, or give the shards to look at"
-        )
-    video = VideoShape(node["frames"], node["height_px"], node["width_px"])
-    if config.autoencoder is not None:
-        try:
-            skeleton(config.autoencoder).spec.latent_shape(video)
-        except ValueError as error:
-            raise ValueError(
-                f"data.{split} asks for clips that the autoencoder cannot take: {error}"
-            ) from error
-    return video
-
-
 def _check(each: ShardSet, given: argparse.Namespace) -> CheckedShards:
-    if each.video is None:
+    if each.open_clips is None:
         return check_latents(each.tars, given.workers)
-    return check_clips(each.tars, each.video, given.workers, decode=not given.quick)
+    return check_clips(each.tars, each.open_clips, given.workers, decode=not given.quick)
 
 
 def _failures(each: ShardSet, checked: CheckedShards) -> list[str]:
@@ -204,13 +187,18 @@ def _failures(each: ShardSet, checked: CheckedShards) -> list[str]:
         failures.append(f"{len(checked.unreadable)} of {len(each.tars)} shards cannot be read")
     if not checked.num_usable:
         remedy = "mend the clips and encode them again"
-        if each.video is not None:
+        if each.open_clips is not None:
             remedy = "mend them, or set data.*.frames, height_px and width_px to what the clips have"
+        if each.start is not None:
+            remedy = "mend them, or choose other data.train.resolutions and frames"
         failures.append(f"none of the {len(checked.samples)} samples can be used; {remedy}")
-    if each.video is None and not failures:
+    if not failures:
         try:
-            LatentClips(each.name, {})
-        except ValueError as error:  # a shard was lost, say
+            if each.open_clips is None:
+                LatentClips(each.name, {})
+            elif each.start is not None:
+                each.start()
+        except ValueError as error:  # a shard was lost, or buckets and images do not go together, say
             failures.append(str(error))
     return failures
 
@@ -218,9 +206,9 @@ def _failures(each: ShardSet, checked: CheckedShards) -> list[str]:
 def _draw(sets: Sequence[ShardSet], checked: Mapping[str, CheckedShards], given: argparse.Namespace) -> str:
     """Write the contact sheet; what to say of it."""
     clips = {
-        each.name: ShardClips.of_tars(checked[each.name].tars, each.video)
+        each.name: each.open_clips(checked[each.name].tars)
         for each in sets
-        if each.video is not None and checked[each.name].tars
+        if each.open_clips is not None and checked[each.name].tars
     }
     usable = [
         (name, index)

@@ -120,12 +120,22 @@ class FittedClips(ShardClips):
         Raises:
             BadClip: it cannot be used.
         """
-        members, video = self.folder.read(index), self.video
-        numbers = self.fit.frame_numbers(self.folder.samples[index].facts["fps"])
-        pixels = torch.empty(3, video.frames, video.height_px, video.width_px, dtype=torch.uint8)
-        for row, frame in enumerate(decode_frames(members["mp4"], numbers)):
-            pixels[:, row] = self.fit.picture(frame)
-        return pixels, parse_caption(members["json"])
+        return decode_fitted(self.folder.read(index), self.folder.samples[index].facts, self.fit)
+
+
+def decode_fitted(
+    members: Mapping[str, bytes], facts: Mapping[str, Any], fit: ClipFit
+) -> tuple[Tensor, dict[str, Any]]:
+    """(3, F, H, W) uint8 and the json of a sample whose index has ``facts``.
+
+    Raises:
+        BadClip: it cannot be used.
+    """
+    video = fit.video
+    pixels = torch.empty(3, video.frames, video.height_px, video.width_px, dtype=torch.uint8)
+    for row, frame in enumerate(decode_frames(members["mp4"], fit.frame_numbers(facts["fps"]))):
+        pixels[:, row] = fit.picture(frame)
+    return pixels, parse_caption(members["json"])
 
 
 def open_folder(path: str | list[str], cache: str | None, cache_gib: float) -> TarFolder:

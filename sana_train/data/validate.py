@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from torch import Tensor
 from torch.utils.data import DataLoader
 
+from sana_train.data.fitted import decode_fitted
+from sana_train.data.fitting import ClipFit
 from sana_train.data.latents import inspect_latents, latent_problems
 from sana_train.data.locations import Shard
 from sana_train.data.progress import ClipProgress
-from sana_train.data.shards import ShardClips, inspect_clip, parse_caption
+from sana_train.data.shards import inspect_clip, parse_caption
 from sana_train.data.tars import Inspect, TarFolder, index_with_samples
 from sana_train.data.video import BadClip
-from sana_train.types import VideoShape
 from sana_train.utils.files import sha256_bytes
 
 T = TypeVar("T")
@@ -63,10 +65,60 @@ class CheckedShards:
         return sum(sample.problem is None for sample in self.samples)
 
 
-def check_clips(tars: Sequence[Shard], video: VideoShape, num_workers: int, decode: bool) -> CheckedShards:
-    """Every clip of ``tars``, held against ``video``.
+class Clips(Protocol):
+    """What a run makes of shards."""
+
+    @property
+    def folder(self) -> TarFolder:
+        """The samples."""
+        ...
+
+    @property
+    def holes(self) -> Mapping[int, str]:
+        """Id -> why a clip cannot be used."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def decode(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        """(3, F, H, W) uint8 and the json; raises ``BadClip`` where it cannot be used."""
+        ...
+
+
+class AssignedClips:
+    """``Clips`` each as its bucket takes it; one that fits no bucket is a hole.
 
     Args:
+        tars: readable ones.
+        assign: facts of a sample -> how its bucket takes it, or why none does.
+    """
+
+    def __init__(self, tars: Sequence[Shard], assign: Callable[[Mapping[str, Any]], ClipFit | str]) -> None:
+        self.folder = TarFolder(tars, inspect_clip)
+        self.holes: dict[int, str] = {}
+        self._fits: dict[int, ClipFit] = {}
+        for index, sample in enumerate(self.folder.samples):
+            found = sample.facts["problem"] or assign(sample.facts)
+            if isinstance(found, ClipFit):
+                self._fits[index] = found
+            else:
+                self.holes[index] = found
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def decode(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        """(3, F, H, W) uint8 of its bucket's size, and the json."""
+        return decode_fitted(self.folder.read(index), self.folder.samples[index].facts, self._fits[index])
+
+
+def check_clips(
+    tars: Sequence[Shard], open_clips: Callable[[Sequence[Shard]], Clips], num_workers: int, decode: bool
+) -> CheckedShards:
+    """Every clip of ``tars``, as a run would find it.
+
+    Args:
+        open_clips: opens readable tars as the run does.
         num_workers: processes; 0 works in this one.
         decode: the frames that training would, which takes the longest; without it headers are read, and
             damage behind them is not noticed.
@@ -74,7 +126,7 @@ def check_clips(tars: Sequence[Shard], video: VideoShape, num_workers: int, deco
     readable, unreadable = _index(tars, inspect_clip, num_workers)
     if not readable:
         return CheckedShards([], unreadable, [])
-    clips = ShardClips.of_tars(readable, video)
+    clips = open_clips(readable)
     verb = "decoding clips" if decode else "reading headers"
     samples = _in_order(partial(_check_clip, clips, decode), range(len(clips)), num_workers, verb)
     return CheckedShards(readable, unreadable, samples)
@@ -91,7 +143,7 @@ def check_latents(tars: Sequence[Shard], num_workers: int) -> CheckedShards:
     return CheckedShards(readable, unreadable, samples)
 
 
-def _check_clip(clips: ShardClips, decode: bool, index: int) -> CheckedSample:
+def _check_clip(clips: Clips, decode: bool, index: int) -> CheckedSample:
     problem = clips.holes.get(index)
     if decode and problem is None:
         try:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from sana_train.cli import precompute, precompute_job, train
+from sana_train.cli import precompute, precompute_job, train, validate_data
 from sana_train.cli.load import compose_config
 from sana_train.data.shards import inspect_clip
 from sana_train.data.tars import TarFolder, write_tar
@@ -81,6 +81,71 @@ def test_a_run_in_pieces_is_the_run_in_one(place: Any, capfd: pytest.CaptureFixt
     per_sample = {round(line["speed/tokens_per_s"] / line["speed/samples_per_s"], 6) for line in speeds}
     assert per_sample <= {row["tokens"] for row in record["buckets"]}  # a step is of one bucket
     assert len(per_sample) > 1
+
+
+def validate(arguments: list[str]) -> int:
+    try:
+        validate_data.main([*arguments, "--workers", "0"])
+    except SystemExit as ended:
+        return int(str(ended.code))  # a message would be an error that nobody expects here
+    return 0
+
+
+def test_validation_finds_what_a_run_makes_of_its_buckets(
+    place: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given, record, sheet = overrides(place), tmp_path / "found.json", tmp_path / "sheet.png"
+    assert validate([*given, "--json", str(record), "--contact-sheet", str(sheet), "--num-clips", "3"]) == 0
+    said = capfd.readouterr().out
+    assert "assigned to buckets of 64x64, 32x64, 64x32 and 1 or 9 frames" in said
+    assert "9 frames of 64x64 px" in said  # the held-out clips, of one size
+    train_set, heldout = json.loads(record.read_text())["sets"]
+    run(place, "run_id=validated", "training.max_steps=1")
+    batches = json.loads((place.root / "runs/validated/run.json").read_text())["batches"]
+    assert train_set["num_samples"] - train_set["num_usable"] == sum(batches["dropped"].values()) == 5
+    assert all(row["name"] in said for row in batches["buckets"])
+    assert heldout["num_usable"] == 1
+    assert sheet.exists()
+
+
+def test_validation_fails_where_a_bucketed_run_would(place: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    assert validate(overrides(place, "data.train.image_every=null")) == 1
+    said = " ".join(capfd.readouterr().out.split())
+    assert "there are images (clips of 1 frame) and videos" in said
+    assert validate(overrides(place, "data.train.resolutions=[640x640]")) == 1
+    said = " ".join(capfd.readouterr().out.split())
+    assert "none of the 30 samples can be used; mend them, or choose other data.train.resolutions" in said
+
+
+def test_images_of_their_own_shards(place: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """``image_path``, validated and trained on: of its clips the first frame is taken."""
+    images = ["data.train.frames=[9]", f"data.train.image_path={place.root / 'heldout'}"]
+    assert validate(overrides(place, *images)) == 0
+    said = capfd.readouterr().out
+    assert f"data.train.image_path {place.root / 'heldout'}" in said
+    run(place, "run_id=images", "training.max_steps=3", *images)
+    record = json.loads((place.root / "runs/images/run.json").read_text())["batches"]
+    sizes = {row["name"] for row in record["buckets"]}
+    assert {"64x64x9", "64x64x1"} < sizes
+    assert all(row["name"] in said for row in record["buckets"])
+    assert len(losses(place, "images")) == 3
+
+
+def test_a_mixture_is_validated_and_trained_on(place: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    sizes = {"frames": 9, "height_px": 64, "width_px": 64}
+    given = [each for each in overrides(place) if not each.startswith("data")] + [
+        "data=mixture",
+        f"data.train.sources.wide.path={place.root / 'train'}",
+        f"data.train.sources.curated.path={place.root / 'heldout'}",
+        f"data.heldout.path={place.root / 'heldout'}",
+        *(f"data.heldout.{name}={value}" for name, value in sizes.items()),
+    ]
+    assert validate(given) == 0
+    said = capfd.readouterr().out
+    assert f"data.train.sources.wide {place.root / 'train'}" in said
+    assert f"data.train.sources.curated {place.root / 'heldout'}" in said
+    train.main(compose_config([*given, "run_id=mixture", "training.max_steps=2"]))
+    assert len(losses(place, "mixture")) == 2
 
 
 def test_another_micro_batch_is_another_run(place: Any) -> None:
