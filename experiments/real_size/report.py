@@ -87,6 +87,26 @@ def steps(parts: Sequence[Part]) -> list[str]:
     return ["## The DiT", "", *text, "", *table(head, rows)]
 
 
+def loop(part: Part) -> list[str]:
+    head = ["recompute", "ms a clip", "tokens/s", "MFU", "waiting for data", "peak GiB", "counted GiB"]
+    rows = []
+    for row in part["rows"]:
+        mfu = row.get("speed/mfu")
+        rows.append(
+            [
+                row["recompute"],
+                number(row["clip_ms"], 1),
+                number(row["speed/tokens_per_s"], 0),
+                "-" if mfu is None else f"{mfu:.1%}",
+                f"{row['speed/data_wait_share']:.2%}",
+                number(row.get("speed/peak_memory_gib")),
+                number(row["counted_gib"]),
+            ]
+        )
+    text = f"Cached latents and captions by {part['workers']} loader workers, AdamW and averages included."
+    return ["## The training loop", "", text, "", *table(head, rows)]
+
+
 def ways(name: str, part: Part) -> list[str]:
     head = [
         "way",
@@ -134,6 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     timed = [parts[name] for name in ("step", "step_recompute", "step_compiled") if name in parts]
     if timed:
         lines += steps(timed)
+    if "train_step" in parts:
+        lines += loop(parts["train_step"])
     for name, part in parts.items():
         if "autoencoder" in part:
             lines += ways(name, part)

@@ -55,6 +55,7 @@ first_lane() {
   dit load 90
   dit step 120
   dit step_recompute 90
+  part train_step 240 "$here/train_step.py" "$out/parts" "$scratch" --size "$size"
   [[ $size == 2b ]] || return
   ways dcae_v 180 1 dcae_v channels_first channels_last
   dit step_compiled 180

@@ -182,11 +182,11 @@ def _latents(given: argparse.Namespace) -> LatentClips:
         return LatentClips(given.latents, {})
     name = "x".join(map(str, [given.num_clips, *given.latent_shape]))
     return LatentClips(
-        _random_latents(_work(given) / f"latents-{name}", given.num_clips, given.latent_shape), {}
+        random_latents(_work(given) / f"latents-{name}", given.num_clips, given.latent_shape), {}
     )
 
 
-def _random_latents(out: Path, num_clips: int, shape: Sequence[int]) -> Path:
+def random_latents(out: Path, num_clips: int, shape: Sequence[int]) -> Path:
     """Latents (C, T, H, W) bfloat16 with contexts of 20 to 300 tokens, as wide as Gemma-2's."""
     fields = {
         "latent_spec": LatentSpec(shape[0], 8, 32, 32).to_dict(), "dtype": "bfloat16", "text_dim": 2304,
