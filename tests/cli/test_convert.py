@@ -10,16 +10,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from sana_train.autoencoders.weights import read_space
 from sana_train.cli import convert
 from sana_train.cli.diffusers_dit import diffusers_class
 from sana_train.cli.load import REPOSITORY
 from sana_train.flow.guidance import ClassifierFreeGuidance
-from sana_train.flow.samplers import Euler
-from sana_train.flow.schedules import ShiftedLinear
+from sana_train.flow.samplers import DPMSolverPP2M, Euler
+from sana_train.flow.schedules import CustomSigmas, ShiftedLinear
 from sana_train.generation.generator import Generator
 from sana_train.models.checkpoint import load_dit, read_state
+from sana_train.models.sana_video import SanaVideoDiT
 from sana_train.training.checkpoint import save_checkpoint
 from sana_train.utils.files import write_json
 from tests.models.conftest import SIZES, build
@@ -196,45 +198,96 @@ def test_the_documented_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert read_state(Path(words[4])).keys() == read_state(TINY / "sana_dcae_v").keys()
 
 
-def test_diffusers_pipeline_gives_our_samples(tmp_path: Path) -> None:
-    """From the same noise and captions, the folder in diffusers' pipeline leads to the same latents."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, SanaVideoPipeline
+def pipeline_of(folder: Path, scheduler: Any) -> Any:
+    """diffusers' pipeline over a DiT that was converted into ``folder``; captions and latents are given."""
+    from diffusers import SanaVideoPipeline
 
-    state = build(caption_dim=10).state_dict()
-    save_checkpoint(tmp_path / "checkpoint", state, None, None, run_of())
-    run(tmp_path / "checkpoint", tmp_path / "transformer", "--to", "diffusers")
-    parts: Any = {"tokenizer": None, "text_encoder": None, "vae": None}  # captions and latents are given
-    pipeline = SanaVideoPipeline(
-        transformer=diffusers_class().from_pretrained(tmp_path / "transformer"),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),  # the shift is in the sigmas given
-        **parts,
-    )
+    save_checkpoint(folder / "checkpoint", build(caption_dim=10).state_dict(), None, None, run_of())
+    run(folder / "checkpoint", folder / "transformer", "--to", "diffusers")
+    parts: Any = {"tokenizer": None, "text_encoder": None, "vae": None}
+    dit = diffusers_class().from_pretrained(folder / "transformer")
+    pipeline = SanaVideoPipeline(transformer=dit, scheduler=scheduler, **parts)
     pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
-    torch.manual_seed(5)
-    noise, context = torch.randn(1, 4, 3, 4, 4), torch.randn(1, 7, 10)
-    mask = torch.arange(7)[None] < 5
-    schedule = ShiftedLinear(num_steps=6, shift=8.0)
-    null = read_state(tmp_path / "transformer")["null_context"][None]
-    theirs = pipeline(
+
+def their_samples(
+    pipeline: Any, null: Tensor, context: Tensor, mask: Tensor, noise: Tensor, **how: Any
+) -> Tensor:
+    """Latents of clips of 9 frames of 32 x 32 px."""
+    return pipeline(
         prompt=None,
-        negative_prompt=None,  # type: ignore[arg-type]
+        negative_prompt=None,
         prompt_embeds=context,
         prompt_attention_mask=mask,
-        negative_prompt_embeds=null,
+        negative_prompt_embeds=null.expand_as(context),
         negative_prompt_attention_mask=mask,  # the caption's own, as in training
         latents=noise,
-        sigmas=schedule.sigmas()[:-1].tolist(),
-        guidance_scale=3.0,
         height=32,
         width=32,
         frames=9,
         use_resolution_binning=False,
         output_type="latent",
         return_dict=False,
+        **how,
     )[0]
+
+
+def test_diffusers_pipeline_gives_our_samples(tmp_path: Path) -> None:
+    """From the same noise and captions, the folder in diffusers' pipeline leads to the same latents."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    # The shift is in the sigmas given.
+    pipeline = pipeline_of(tmp_path, FlowMatchEulerDiscreteScheduler(shift=1.0))
+    torch.manual_seed(5)
+    noise, context = torch.randn(1, 4, 3, 4, 4), torch.randn(1, 7, 10)
+    mask = torch.arange(7)[None] < 5
+    schedule = ShiftedLinear(num_steps=6, shift=8.0)
+    null = read_state(tmp_path / "transformer")["null_context"][None]
+    how = {"sigmas": schedule.sigmas()[:-1].tolist(), "guidance_scale": 3.0}
+    theirs = their_samples(pipeline, null, context, mask, noise, **how)
     generator = Generator(Euler(), schedule, ClassifierFreeGuidance(3.0))
     ours = load_dit(lambda: build(compat="diffusers"), read_state(tmp_path / "checkpoint"), "cpu")
     samples = generator(ours, context, mask, noise)
     assert convert.relative_difference(theirs, samples) <= 1e-5
+    assert convert.relative_difference(theirs, noise) > 0.1
+
+
+def test_the_published_way_of_sampling_gives_diffusers_samples(tmp_path: Path) -> None:
+    """DPM-Solver++ 2M, 50 steps, guidance 6, flow shift 8, two captions of different lengths at once."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    scheduler = DPMSolverMultistepScheduler(
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        solver_type="midpoint",
+        use_flow_sigmas=True,
+        prediction_type="flow_prediction",
+        flow_shift=8.0,
+        final_sigmas_type="zero",
+    )
+    pipeline = pipeline_of(tmp_path, scheduler)
+    torch.manual_seed(6)
+    noise, context = torch.randn(2, 4, 3, 4, 4), torch.randn(2, 7, 10)
+    mask = torch.arange(7) < torch.tensor([[7], [4]])
+    null = read_state(tmp_path / "transformer")["null_context"][None]
+    how = {"num_inference_steps": 50, "guidance_scale": 6.0}
+    theirs = their_samples(pipeline, null, context, mask, noise, **how)
+    generator = Generator(
+        DPMSolverPP2M(), CustomSigmas(scheduler.sigmas.tolist()), ClassifierFreeGuidance(6.0)
+    )
+
+    class WholeTimesteps(SanaVideoDiT):
+        """This scheduler tells the network whole timesteps; the sigmas it steps by are not rounded."""
+
+        def _timestep(self, t: Tensor, num_frames: int) -> Tensor:
+            nearest = (scheduler.sigmas - t[0]).abs().argmin()
+            return torch.full_like(super()._timestep(t, num_frames), float(scheduler.timesteps[nearest]))
+
+    sizes = {**SIZES, "compat": "diffusers"}
+    ours = load_dit(lambda: WholeTimesteps(**sizes), read_state(tmp_path / "checkpoint"), "cpu")
+    both = generator(ours, context, mask, noise)
+    assert convert.relative_difference(theirs, both) <= 1e-5
+    alone = [generator(ours, context[[i]], mask[[i]], noise[[i]]) for i in range(2)]
+    assert convert.relative_difference(both, torch.cat(alone)) <= 1e-5
     assert convert.relative_difference(theirs, noise) > 0.1
