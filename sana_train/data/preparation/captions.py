@@ -7,6 +7,7 @@ import io
 import json
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -166,9 +167,9 @@ def _object(line: str) -> dict[str, Any] | str:
 def _json_rows(captions: Path, text: str) -> Iterator[tuple[str, str | None, dict[str, Any] | str]]:
     """A list of rows, or an object of video -> caption or row."""
     try:
-        table = json.loads(text)
+        table = json.loads(text, object_pairs_hook=_without_repeats)
     except ValueError as error:
-        raise ValueError(f"--captions {captions} is not JSON ({error})") from error
+        raise ValueError(f"--captions {captions} cannot be read as JSON ({error})") from error
     if isinstance(table, list):
         for number, row in enumerate(table, 1):
             yield f"row {number}", None, row if isinstance(row, dict) else "the row is no object"
@@ -178,6 +179,16 @@ def _json_rows(captions: Path, text: str) -> Iterator[tuple[str, str | None, dic
             yield f"entry {name}", name, row if isinstance(row, dict) else "the row is no object"
     else:
         raise ValueError(f"--captions {captions}: expected a list of rows, or an object of video -> caption")
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON file, in which Python would keep the last of two entries of one name."""
+    counts = Counter(name for name, _ in pairs)
+    repeated = [name for name, count in counts.items() if count > 1]
+    if repeated:
+        more = f" and {len(repeated) - 1} more names" if len(repeated) > 1 else ""
+        raise ValueError(f"{repeated[0]!r}{more} twice in one object; keep one entry of each")
+    return dict(pairs)
 
 
 def _of_zips(zips: Sequence[Path], side_keys: Sequence[str]) -> tuple[list[Source], list[Reject]]:
@@ -218,7 +229,7 @@ def _of_zips(zips: Sequence[Path], side_keys: Sequence[str]) -> tuple[list[Sourc
 
 def _side_file(side: Path) -> Mapping[str, Any]:
     try:
-        table = json.loads(side.read_text(encoding="utf-8-sig"))
+        table = json.loads(side.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_repeats)
     except (OSError, ValueError) as error:
         raise ValueError(f"the side file {side} cannot be read ({error}); mend it or move it away") from error
     if not isinstance(table, dict):

@@ -96,6 +96,23 @@ def test_an_object_of_captions_and_bad_lines(tmp_path: Path) -> None:
     assert list(rejects) == ["c.jsonl line 2"] and "not JSON" in rejects["c.jsonl line 2"]
 
 
+def test_a_name_that_comes_twice_in_one_object_is_refused(tmp_path: Path) -> None:
+    """Python would keep the last without a word."""
+    touch(tmp_path, "a.mp4")
+    (tmp_path / "c.json").write_text('{"a.mp4": "one", "b.mp4": "two", "a.mp4": "three"}')
+    with pytest.raises(
+        ValueError, match=r"c.json cannot be read as JSON \('a.mp4' twice in one object; keep"
+    ):
+        read(tmp_path, tmp_path / "c.json")
+    with zipfile.ZipFile(tmp_path / "part.zip", "w") as archive:
+        archive.writestr("k1.mp4", "k1")
+    (tmp_path / "part_unimatch.json").write_text('{"k1": {"s": 1}, "k1": {"s": 2}}')
+    with pytest.raises(
+        ValueError, match=r"side file .*part_unimatch.json cannot be read \('k1' twice in one"
+    ):
+        read(tmp_path / "part.zip", side_keys=("_unimatch",))
+
+
 def test_links_are_followed_and_end(tmp_path: Path) -> None:
     touch(tmp_path, "real/a.mp4", "elsewhere/b.mp4")
     place = tmp_path / "place"
