@@ -483,7 +483,7 @@ def test_a_killed_run_leaves_whole_shards_and_the_same_command_goes_on(
     partial = killed / "train" / ".dcae_v_tiny.partial"
     reference = contents(paired / "train" / "dcae_v_tiny")
     whole = {name: data for name, data in contents(partial).items() if not name.startswith(".")}
-    assert set(whole) == {"spec.json", "shard-000000.tar", "shard-000000.index.json"}
+    assert set(whole) == {"spec.json", "space.json", "shard-000000.tar", "shard-000000.index.json"}
     assert all(reference[name] == data for name, data in whole.items())
     written_ns = (partial / "shard-000000.tar").stat().st_mtime_ns
     run(clips, killed, "--split", "train")
