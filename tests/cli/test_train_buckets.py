@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import secrets
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from kill_harness import Point, children, train_until
+from safetensors.torch import load_file
 
 from sana_train.cli import precompute, precompute_job, train, validate_data
 from sana_train.cli.load import compose_config
 from sana_train.data.shards import inspect_clip
 from sana_train.data.tars import TarFolder, write_tar
 from sana_train.data.video import encode_clip
+from sana_train.training import checkpoint as ckpt
 from sana_train.training.jsonl import read_jsonl
 
 KINDS = [(9, 64, 64), (9, 40, 80), (10, 64, 32), (1, 64, 64), (9, 32, 64), (9, 20, 20)]
@@ -28,8 +36,8 @@ def place(make_workplace: Any) -> Any:
     return place
 
 
-def _sample(index: int) -> tuple[str, dict[str, bytes]]:
-    frames, height, width = KINDS[index % len(KINDS)]
+def _sample(index: int, size: tuple[int, int, int] | None = None) -> tuple[str, dict[str, bytes]]:
+    frames, height, width = size or KINDS[index % len(KINDS)]
     generator = torch.Generator().manual_seed(index)
     video = torch.rand(3, 1, height // 4, width // 4, generator=generator)
     video = video.repeat_interleave(4, 2).repeat_interleave(4, 3).expand(3, frames, height, width)
@@ -53,6 +61,19 @@ def overrides(place: Any, *more: str) -> list[str]:
         "~convergence",
         "trainer.accelerator=cpu",
         "training.micro_batch=2",
+        *more,
+    ]
+
+
+def mixture_overrides(place: Any, *more: str) -> list[str]:
+    sizes = {"frames": 9, "height_px": 64, "width_px": 64}
+    return [
+        *(each for each in overrides(place) if not each.startswith("data")),
+        "data=mixture",
+        f"data.train.sources.wide.path={place.root / 'train'}",
+        f"data.train.sources.curated.path={place.root / 'heldout'}",
+        f"data.heldout.path={place.root / 'heldout'}",
+        *(f"data.heldout.{name}={value}" for name, value in sizes.items()),
         *more,
     ]
 
@@ -132,20 +153,72 @@ def test_images_of_their_own_shards(place: Any, tmp_path: Path, capfd: pytest.Ca
 
 
 def test_a_mixture_is_validated_and_trained_on(place: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    sizes = {"frames": 9, "height_px": 64, "width_px": 64}
-    given = [each for each in overrides(place) if not each.startswith("data")] + [
-        "data=mixture",
-        f"data.train.sources.wide.path={place.root / 'train'}",
-        f"data.train.sources.curated.path={place.root / 'heldout'}",
-        f"data.heldout.path={place.root / 'heldout'}",
-        *(f"data.heldout.{name}={value}" for name, value in sizes.items()),
-    ]
+    given = mixture_overrides(place)
     assert validate(given) == 0
     said = capfd.readouterr().out
     assert f"data.train.sources.wide {place.root / 'train'}" in said
     assert f"data.train.sources.curated {place.root / 'heldout'}" in said
     train.main(compose_config([*given, "run_id=mixture", "training.max_steps=2"]))
     assert len(losses(place, "mixture")) == 2
+
+
+def run_apart(given: list[str], root: Path, kill_at: Point | None = None) -> None:
+    """In a process of its own that writes under ``root``, up to its end or to ``kill_at``."""
+    root.mkdir(exist_ok=True)
+    paths = [f"paths.runs={root / 'runs'}", f"paths.data={root / 'data'}"]
+    child = children.Process(target=train_until, args=([*given, *paths], root, kill_at))
+    child.start()
+    child.join(120.0)
+    if child.is_alive():
+        child.kill()
+        child.join()
+    assert child.exitcode == (0 if kill_at is None else -signal.SIGKILL), (root / "said").read_text()
+
+
+def outcome(root: Path) -> tuple[list[dict[str, Any]], set[str], dict[str, torch.Tensor]]:
+    """Lines that do not tell of speed, what each sample was made of, the weights of the last checkpoint."""
+    run_dir = root / "runs" / "killed"
+    lines = read_jsonl(run_dir / "metrics.jsonl")
+    weights = {
+        f"{name}/{key}": value
+        for name in ("model", "ema")
+        for key, value in load_file(ckpt.list_checkpoints(run_dir)[-1] / f"{name}.safetensors").items()
+    }
+    drawn = set((root / "draws").read_text().splitlines())  # steps that were repeated give equal lines
+    return [line for line in lines if "speed/samples_per_s" not in line], drawn, weights
+
+
+@pytest.mark.parametrize("kind", ["buckets", pytest.param("mixture", marks=pytest.mark.slow)])
+def test_sigkill_changes_nothing(place: Any, tmp_path: Path, kind: str) -> None:
+    """As a checkpoint or a line of metrics is written, at a point drawn anew each time."""
+    seed = os.environ.get("SANA_TRAIN_KILL_SEED") or secrets.token_hex(4)
+    sys.stderr.write(f"SANA_TRAIN_KILL_SEED={seed}\n")
+    more = ["run_id=killed", "training.max_steps=8", "training.checkpoint_every=2"]
+    given = overrides(place, *more)
+    if kind == "mixture":
+        for name, ids in (("wide", range(12)), ("curated", range(12, 17))):
+            (tmp_path / name).mkdir()
+            write_tar(tmp_path / name / "0.tar", [_sample(i, KINDS[0]) for i in ids], inspect_clip)
+            more.append(f"data.train.sources.{name}.path={tmp_path / name}")
+        given = mixture_overrides(place, *more)
+    run_apart(given, tmp_path / "straight")
+    points = [(name, count) for name, count in json.loads((tmp_path / "straight" / "points").read_text())]
+    # Before the first checkpoint is there, or with the last one, a run that goes on would resume nothing.
+    saves = [f"os.mkdir /runs/killed/checkpoints/.step_000000{step}" for step in (4, 8)]
+    first, last = (next(i for i, (name, _) in enumerate(points) if name.startswith(each)) for each in saves)
+    of_steps = [point for point in points[first:last] if "checkpoints/" in point[0] or "metrics" in point[0]]
+    point = random.Random(seed).choice(of_steps)
+    sys.stderr.write(f"killed at {point}, of {len(of_steps)}\n")
+    run_apart(given, tmp_path / "killed", kill_at=point)
+    run_apart([*given, "trainer.num_workers=0"], tmp_path / "killed")
+    (lines, drawn, weights), (mine, redrawn, reweighed) = map(
+        outcome, (tmp_path / "straight", tmp_path / "killed")
+    )
+    assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 9))
+    assert mine == lines
+    assert redrawn == drawn
+    assert weights.keys() == reweighed.keys()
+    assert not [name for name in weights if not torch.equal(weights[name], reweighed[name])]
 
 
 def test_another_micro_batch_is_another_run(place: Any) -> None:
