@@ -47,7 +47,6 @@ class SanaVideoBlock(nn.Module):
         self.self_attn = LinearAttention(width, num_heads, numerics)
         self.cross_attn = CrossAttention(width, cross_num_heads, numerics.cross_qk_eps)
         self.ffn = MixFFN(width, hidden)
-        self.recompute: Recompute = "none"
 
     def forward(
         self,
@@ -59,17 +58,6 @@ class SanaVideoBlock(nn.Module):
         grid: tuple[int, int, int],
     ) -> Tensor:
         """x (B, N, D), modulation (B, F, 6, D), context (B, S, D), bias (B, 1, 1, S) -> (B, N, D)."""
-        return recomputed(self.recompute, self._layers, x, modulation, context, bias, rope, grid)
-
-    def _layers(
-        self,
-        x: Tensor,
-        modulation: Tensor,
-        context: Tensor,
-        bias: Tensor,
-        rope: Rotation,
-        grid: tuple[int, int, int],
-    ) -> Tensor:
         table = (self.scale_shift_table + modulation).unsqueeze(3)  # (B, F, 6, 1, D)
         attn_shift, attn_scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = table.unbind(2)
         x = gated_residual(x, self.self_attn(modulated_norm(x, attn_shift, attn_scale), rope), attn_gate)
@@ -139,6 +127,7 @@ class SanaVideoDiT(nn.Module):
         self.mlp_ratio = mlp_ratio
         self.caption_norm_init = caption_norm_init
         self.numerics = numerics = NUMERICS[compat]
+        self._recompute: Recompute = "none"
         self.patch_embed = PatchEmbed(latent_channels, self.patch_size, width)
         self.time_embed = TimeEmbed(width)
         self.time_modulation = nn.Linear(width, 6 * width)
@@ -178,7 +167,7 @@ class SanaVideoDiT(nn.Module):
         x = self.patch_embed(latents)  # (B, N, D)
         bias = torch.where(state.mask, 0.0, MASKED_BIAS)[:, None, None]  # (B, 1, 1, S)
         for block in self.blocks:
-            x = block(x, modulation, state.context, bias, rope, grid)
+            x = recomputed(self._recompute, block, x, modulation, state.context, bias, rope, grid)
         x = self.final_layer(x, time)
         frames, height, width = grid
         p, q, r = self.patch_size
@@ -189,9 +178,7 @@ class SanaVideoDiT(nn.Module):
 
     def set_recompute(self, policy: Recompute) -> None:
         """What the backward pass of every block computes again: memory for time, results unchanged."""
-        for block in self.blocks:
-            assert isinstance(block, SanaVideoBlock)
-            block.recompute = policy
+        self._recompute = policy
 
     def _token_grid(self, latents: Tensor) -> tuple[int, int, int]:
         if latents.ndim != 5 or latents.shape[1] != self.latent_channels:
