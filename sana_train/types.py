@@ -12,6 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+SPACE_NAME = "space.json"  # beside latent shards: what their space is (data/space.py)
+
 
 @dataclass(frozen=True)
 class VideoShape:

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from sana_train.autoencoders.base import VideoAutoencoder
-from sana_train.types import LatentSpec
-
-_FILE = "space.json"
+from sana_train.types import SPACE_NAME, LatentSpec
 
 
 class StoredSpace(VideoAutoencoder):
@@ -28,6 +26,7 @@ class StoredSpace(VideoAutoencoder):
 
     Raises:
         FileNotFoundError: no ``space.json`` there.
+        ValueError: no path, or a file that cannot be read.
     """
 
     mean: Tensor
@@ -40,20 +39,31 @@ class StoredSpace(VideoAutoencoder):
                 "autoencoder.path is not set; give a folder of precomputed latents, such as "
                 "latents/train/ltx2_2b"
             )
-        file = Path(path) / _FILE
+        file = Path(path) / SPACE_NAME
         if not file.is_file():
             raise FileNotFoundError(
                 f"{file} is missing: latents of an earlier version, or no folder of latents; the command of "
                 "sana_train.cli.precompute that made them adds it, or choose the autoencoder itself"
             )
-        space = json.loads(file.read_text())
         self.path = path
-        self.stands_for: str = space["autoencoder"]
-        self.spec = LatentSpec(**space["latent_spec"])
-        self._fingerprint: str = space["fingerprint"]
-        for name in ("mean", "std"):
-            # On the host: a skeleton is built on meta, and these are geometry, too.
-            self.register_buffer(name, torch.tensor(space[name], dtype=torch.float32, device="cpu"))
+        try:
+            space = json.loads(file.read_text())
+            self.stands_for: str = space["autoencoder"]
+            self.spec = LatentSpec(**space["latent_spec"])
+            self._fingerprint: str = space["fingerprint"]
+            for name in ("mean", "std"):
+                # On the host: a skeleton is built on meta, and these are geometry, too.
+                values = torch.tensor(space[name], dtype=torch.float32, device="cpu")
+                if values.shape != (self.spec.channels,):
+                    raise ValueError(
+                        f"{name} has shape {tuple(values.shape)}, not {self.spec.channels} channels"
+                    )
+                self.register_buffer(name, values)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{file} is damaged or none of ours ({type(error).__name__}: {error}); remove it and run the "
+                "command of sana_train.cli.precompute that made the latents, which writes it anew"
+            ) from error
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         return self.mean, self.std

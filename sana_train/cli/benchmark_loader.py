@@ -30,7 +30,8 @@ import torch
 
 from sana_train.cli.arguments import count, positive
 from sana_train.cli.process import exit_when_preempted, readable_errors
-from sana_train.data.latents import SPEC_NAME, LatentClips, inspect_latents, latent_record, latent_sample
+from sana_train.data.latent_clips import LatentClips
+from sana_train.data.latents import SPEC_NAME, inspect_latents, latent_record, latent_sample
 from sana_train.data.prepare import render_shards
 from sana_train.data.progress import ClipProgress
 from sana_train.data.shards import ShardClips

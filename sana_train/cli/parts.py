@@ -26,10 +26,9 @@ from sana_train.cli.targets import arguments_of, resolve_target
 from sana_train.cli.vae_choice import skeleton
 from sana_train.data.bank import banked_clips
 from sana_train.data.joined import JoinedClips
+from sana_train.data.latent_clips import LatentClips, find_latents
 from sana_train.data.latents import (
-    LatentClips,
     clip_fields,
-    find_latents,
     latent_fingerprint,
     precompute_latents,
     space_fields,

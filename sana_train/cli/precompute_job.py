@@ -36,11 +36,11 @@ from sana_train.data.latents import (
     text_fields,
 )
 from sana_train.data.shards import ShardClips
-from sana_train.data.space import SPACE_NAME, describe_space
+from sana_train.data.space import describe_space
 from sana_train.data.staging import begin_shared_folder, publish_if_complete
 from sana_train.data.tars import is_whole, load_index
 from sana_train.protocols import Autoencoder, ClipSource, TextEncoder
-from sana_train.types import LatentSpec, VideoShape
+from sana_train.types import SPACE_NAME, LatentSpec, VideoShape
 from sana_train.utils.files import one_at_a_time, write_json
 
 SEED = 0  # of random weights

@@ -24,9 +24,9 @@ import logging
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,18 +36,18 @@ from sana_train.cli.config import RunConfig
 from sana_train.cli.load import load
 from sana_train.cli.preflight import check_overrides, leave_out_parts
 from sana_train.cli.process import exit_when_preempted, readable_errors
-from sana_train.cli.validate_kinds import run_kinds
+from sana_train.cli.validate_kinds import Kind, run_kinds
 from sana_train.cli.validate_report import in_several_sets, report, summarise, verdict
-from sana_train.data.latents import SPEC_NAME, LatentClips
+from sana_train.data.latent_clips import LatentClips
+from sana_train.data.latents import SPEC_NAME
 from sana_train.data.locations import Shard, list_shards
 from sana_train.data.progress import ClipProgress
-from sana_train.data.validate import CheckedShards, Clips, check_clips, check_latents
+from sana_train.data.validate import CheckedShards, check_clips, check_latents
 from sana_train.data.video import BadClip
 from sana_train.evaluation.contact_sheet import contact_sheet, frame_row
 from sana_train.utils.files import write_json
 
 _FRAMES_SHOWN = 5
-_LATENTS = "latents, held against each other; a run holds them against its autoencoder, too"
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,18 @@ class ShardSet:
     Attributes:
         name: their folder, or the key of the configuration that names it.
         tars: in order.
-        expected: what samples are held against, for the report.
-        open_clips: opens readable tars as the run does; None for latents.
-        start: opens what the run trains on where that is more than these samples, such as all buckets, and
-            tells of it; raises ``ValueError`` where training would.
+        kind: how a run reads the clips; None for latents.
     """
 
     name: str
     tars: list[Shard]
-    expected: str
-    open_clips: Callable[[Sequence[Shard]], Clips] | None
-    start: Callable[[], str] | None = None
+    kind: Kind | None
+
+    @property
+    def expected(self) -> str:
+        if self.kind is None:
+            return "latents, held against each other; a run holds them against its autoencoder, too"
+        return self.kind.expected
 
 
 def parser() -> argparse.ArgumentParser:
@@ -95,18 +96,17 @@ def validate(given: argparse.Namespace) -> bool:
     """Whether training would start on what was given."""
     paths, overrides = split_words(given.words)
     sets = given_sets(paths, overrides) if paths else run_sets(_config(overrides))
-    if given.contact_sheet is not None and not any(each.open_clips for each in sets):
+    if given.contact_sheet is not None and not any(each.kind for each in sets):
         raise ValueError("--contact-sheet: latents have no pictures; give the clips that they were made of")
     checked = {each.name: _check(each, given) for each in sets}
+    starts = [_start(each, checked[each.name]) for each in sets]
     summaries = [
-        summarise(each.name, each.expected, checked[each.name], _failures(each, checked[each.name]))
-        for each in sets
+        summarise(each.name, each.expected, checked[each.name], failures)
+        for each, (failures, _) in zip(sets, starts, strict=True)
     ]
     shared = in_several_sets(checked)
-    for each, summary in zip(sets, summaries, strict=True):
-        sys.stdout.write(report(summary) + "\n")
-        if each.start is not None and not summary["failures"]:
-            sys.stdout.write(each.start() + "\n\n")
+    for summary, (_, told) in zip(summaries, starts, strict=True):
+        sys.stdout.write("\n".join([report(summary), *told]) + "\n")
     if given.contact_sheet is not None:
         sys.stdout.write(_draw(sets, checked, given))
     sys.stdout.write(verdict(summaries, shared))
@@ -138,15 +138,13 @@ def given_sets(paths: Sequence[Path], overrides: Sequence[str]) -> list[ShardSet
         folder = path.parent if path.is_file() else path
         tars = list_shards(folder if _holds_latents(folder) else path)
         folders.setdefault(folder, {}).update(dict.fromkeys(tars))
-    kinds = {}
+    kind = None
     if not all(map(_holds_latents, folders)):
         is_chosen = any(override.startswith("data=") for override in overrides)
         config = _config(overrides if is_chosen else ["data=shards", *overrides])
-        kinds = {"clips": run_kinds(config, "train")[0]}
+        kind = replace(run_kinds(config, "train")[0], start=None)  # these are not all that it names
     return [
-        ShardSet(str(folder), list(tars), _LATENTS, None)
-        if _holds_latents(folder)
-        else ShardSet(str(folder), list(tars), kinds["clips"].expected, kinds["clips"].open_clips)
+        ShardSet(str(folder), list(tars), None if _holds_latents(folder) else kind)
         for folder, tars in folders.items()
     ]
 
@@ -158,13 +156,7 @@ def _holds_latents(folder: Path) -> bool:
 def run_sets(config: RunConfig) -> list[ShardSet]:
     """``data.train`` and ``data.heldout`` of a run."""
     return [
-        ShardSet(
-            f"{each.key} {each.path}",
-            list_shards(each.path, each.cache),
-            each.expected,
-            each.open_clips,
-            each.start,
-        )
+        ShardSet(f"{each.key} {each.path}", list_shards(each.path, each.cache), each)
         for split in ("train", "heldout")
         for each in run_kinds(config, split)
     ]
@@ -175,40 +167,41 @@ def _config(overrides: Sequence[str]) -> RunConfig:
 
 
 def _check(each: ShardSet, given: argparse.Namespace) -> CheckedShards:
-    if each.open_clips is None:
+    if each.kind is None:
         return check_latents(each.tars, given.workers)
-    return check_clips(each.tars, each.open_clips, given.workers, decode=not given.quick)
+    return check_clips(each.tars, each.kind.open_clips, given.workers, decode=not given.quick)
 
 
-def _failures(each: ShardSet, checked: CheckedShards) -> list[str]:
-    """Why training would not start on a set."""
-    failures = []
+def _start(each: ShardSet, checked: CheckedShards) -> tuple[list[str], list[str]]:
+    """Why training would not start on a set; where it would, lines of what it starts on."""
+    failures: list[str] = []
+    told: list[str] = []
     if checked.unreadable:
         failures.append(f"{len(checked.unreadable)} of {len(each.tars)} shards cannot be read")
     if not checked.num_usable:
         remedy = "mend the clips and encode them again"
-        if each.open_clips is not None:
+        if each.kind is not None:
             remedy = "mend them, or set data.*.frames, height_px and width_px to what the clips have"
-        if each.start is not None:
+        if each.kind is not None and each.kind.start is not None:
             remedy = "mend them, or choose other data.train.resolutions and frames"
         failures.append(f"none of the {len(checked.samples)} samples can be used; {remedy}")
     if not failures:
         try:
-            if each.open_clips is None:
+            if each.kind is None:
                 LatentClips(each.name, {})
-            elif each.start is not None:
-                each.start()
+            elif each.kind.start is not None:
+                told = [each.kind.start(), ""]
         except ValueError as error:  # a shard was lost, or buckets and images do not go together, say
             failures.append(str(error))
-    return failures
+    return failures, told
 
 
 def _draw(sets: Sequence[ShardSet], checked: Mapping[str, CheckedShards], given: argparse.Namespace) -> str:
     """Write the contact sheet; what to say of it."""
     clips = {
-        each.name: each.open_clips(checked[each.name].tars)
+        each.name: each.kind.open_clips(checked[each.name].tars)
         for each in sets
-        if each.open_clips is not None and checked[each.name].tars
+        if each.kind is not None and checked[each.name].tars
     }
     usable = [
         (name, index)

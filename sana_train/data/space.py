@@ -8,8 +8,6 @@ import torch
 
 from sana_train.protocols import Autoencoder
 
-SPACE_NAME = "space.json"  # beside the spec.json of latent shards
-
 
 def describe_space(autoencoder: Autoencoder, device: torch.device) -> dict[str, Any]:
     """JSON values; latents of a DiT are (raw - mean) / std.

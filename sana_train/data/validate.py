@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 
 from sana_train.data.fitted import decode_fitted
 from sana_train.data.fitting import ClipFit
-from sana_train.data.latents import inspect_latents, latent_problems
+from sana_train.data.latent_clips import latent_problems
+from sana_train.data.latents import inspect_latents
 from sana_train.data.locations import Shard
 from sana_train.data.progress import ClipProgress
 from sana_train.data.shards import inspect_clip, parse_caption

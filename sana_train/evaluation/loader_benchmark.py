@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sana_train.data.datamodule import MicroBatches
-from sana_train.data.latents import LatentClips
+from sana_train.data.latent_clips import LatentClips
 from sana_train.data.order import BatchSplit
 from sana_train.data.shards import ShardClips, collate_attributes, parse_caption
 from sana_train.data.steps import steps_of

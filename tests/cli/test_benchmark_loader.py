@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sana_train.cli import benchmark_loader
-from sana_train.data.latents import LatentClips
+from sana_train.data.latent_clips import LatentClips
 from sana_train.data.shards import ShardClips
 from sana_train.evaluation.loader_benchmark import LOADERS, Pass
 from sana_train.evaluation.loader_report import summarise, table

@@ -29,7 +29,8 @@ from sana_train.cli import train as cli_train
 from sana_train.cli.load import compose_config, load
 from sana_train.cli.parts import Parts
 from sana_train.data.encode_shards import LoadedClip
-from sana_train.data.latents import LatentClips, inspect_latents
+from sana_train.data.latent_clips import LatentClips
+from sana_train.data.latents import inspect_latents
 from sana_train.data.prepare import render_shards
 from sana_train.data.staging import partial_folder
 from sana_train.data.tars import TarFolder
@@ -194,6 +195,16 @@ def test_training_without_the_autoencoder_is_training_with_it(
         losses("strips", *stored, "convergence.num_strips=1")
     with pytest.raises(SystemExit, match=r"this run cannot encode: autoencoder=stored is the space of"):
         losses("online", *stored, "latents.mode=online")
+    space = paired / "train" / "ltx2_tiny" / "space.json"
+    whole = space.read_text()
+    for damaged, why in ((whole[:99], "JSONDecodeError"), ("{}", "KeyError")):
+        space.write_text(damaged)
+        with pytest.raises(SystemExit, match=rf"space.json is damaged or .*{why}.*writes it anew"):
+            losses("damaged", *stored)
+    monkeypatch.undo()
+    space.unlink()
+    run(clips, paired, options="--autoencoder ltx2_tiny")
+    assert space.read_text() == whole
     (empty := tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match=r"space.json is missing: latents of an earlier version, or no"):
         losses("nowhere", "autoencoder=stored", f"autoencoder.path={empty}")

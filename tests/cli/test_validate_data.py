@@ -16,7 +16,8 @@ from PIL import Image
 from safetensors.torch import save
 
 from sana_train.cli import validate_data
-from sana_train.data.latents import SPEC_NAME, LatentClips
+from sana_train.data.latent_clips import LatentClips
+from sana_train.data.latents import SPEC_NAME
 from sana_train.data.shards import ShardClips
 from sana_train.data.tars import index_path
 from sana_train.data.video import encode_clip

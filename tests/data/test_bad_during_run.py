@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 
 from sana_train.data.datamodule import MicroBatches
 from sana_train.data.holes import DataLossError, allowed_holes
-from sana_train.data.latents import LatentClips, precompute_latents
+from sana_train.data.latent_clips import LatentClips
+from sana_train.data.latents import precompute_latents
 from sana_train.data.order import BatchSplit
 from sana_train.data.prepare import render_shards
 from sana_train.data.shards import HOLE_CAPTION, ShardClips

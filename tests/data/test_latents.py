@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from sana_train.data.latents import LatentClips, precompute_latents
+from sana_train.data.latent_clips import LatentClips
+from sana_train.data.latents import precompute_latents
 from sana_train.data.resident import encode_resident
 from sana_train.types import Batch
 

@@ -19,7 +19,8 @@ import torch
 
 from sana_train.data import transport
 from sana_train.data.holes import DataLossError
-from sana_train.data.latents import LatentClips, precompute_latents
+from sana_train.data.latent_clips import LatentClips
+from sana_train.data.latents import precompute_latents
 from sana_train.data.locations import list_shards
 from sana_train.data.prepare import render_shards
 from sana_train.data.shard_cache import ShardCache
