@@ -20,7 +20,8 @@ import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -32,7 +33,11 @@ from sana_train.cli.instantiate import instantiate
 from sana_train.cli.load import load
 from sana_train.cli.preflight import check_overrides, leave_out_parts
 from sana_train.cli.process import exit_when_preempted, readable_errors
+from sana_train.cli.schema import TARGET
+from sana_train.cli.targets import resolve_target
 from sana_train.cli.vae_choice import skeleton
+from sana_train.data.bucket_sizes import size_tables
+from sana_train.data.buckets import BucketClips
 from sana_train.data.progress import ClipProgress
 from sana_train.evaluation.record_tables import markdown_table
 from sana_train.models.checkpoint import build_empty
@@ -63,7 +68,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--mfu", type=_share, default=0.25, metavar="SHARE",
         help="of its peak (%(default)s, as measured in experiments/real_size)")  # fmt: skip
     top.add_argument("--gpus", type=positive, default=1, metavar="N",
-        help="each with all weights and its share of the step's clips (%(default)s)")  # fmt: skip
+        help="each with all weights and its share of the step's clips; more than one keep the gradients "
+        "twice, to exchange them (%(default)s)")  # fmt: skip
     return top
 
 
@@ -99,7 +105,7 @@ def plan(given: argparse.Namespace) -> bool:
     found: dict[_Case, StepMemory] = {}
     with ClipProgress("counting", len(cases)) as progress:
         for case in cases:
-            found[case] = step_memory(
+            memory = step_memory(
                 lambda: instantiate(node),
                 latent_shape,
                 micro_batch=case.micro_batch,
@@ -107,6 +113,10 @@ def plan(given: argparse.Namespace) -> bool:
                 recompute=case.recompute,
                 optimiser=config.training.optimiser,
                 use_autocast=pick_precision(config.training.precision, torch.device("cuda")) == "bf16-mixed",
+            )
+            exchanged = memory.gradients if given.gpus > 1 else 0
+            found[case] = replace(
+                memory, gradients=memory.gradients + exchanged, peak=memory.peak + exchanged
             )
             progress.advance(1)
     sys.stdout.write(_head(model, latent_shape, config, given) + "\n\n")
@@ -178,11 +188,17 @@ def _grid(shape: tuple[int, int, int, int]) -> tuple[int, int, int]:
 
 
 def _size_of(config: RunConfig) -> VideoShape:
-    """Of the training clips; of clips in buckets that of the held-out ones.
+    """Of the training clips; of clips in buckets the largest that there may be.
 
     Raises:
         ValueError: the data section does not say.
     """
+    node = config.data.train
+    if resolve_target(node[TARGET]) is BucketClips:
+        assert config.autoencoder is not None
+        tables = size_tables(node["resolutions"], skeleton(config.autoencoder).spec)
+        height_px, width_px = max(chain.from_iterable(tables), key=math.prod)
+        return VideoShape(max(node["frames"]), height_px, width_px)
     for node in (config.data.train, config.data.train.get("source"), config.data.heldout):
         found = _shape_of(node)
         if found is not None:

@@ -36,6 +36,26 @@ def test_the_row_that_would_fit_is_named(capsys: pytest.CaptureFixture[str]) -> 
     assert "trainer.recompute=selective training.micro_batch=384 does" in said
 
 
+def test_several_gpus_hold_the_gradients_once_more(capsys: pytest.CaptureFixture[str]) -> None:
+    def weights_gib(*more: str) -> list[float]:
+        # Nearly all of it weights, so that a table's tenths of a GiB show them.
+        wide = ["model.depth=1", "model.width=2240", "model.num_heads=20", "model.cross_num_heads=20"]
+        run("scale=tiny", *wide, "training.micro_batch=1", "--gib", "78", *more)
+        rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+        return [float(row[3]) for row in rows[1:]]
+
+    one, two = weights_gib(), weights_gib("--gpus", "2")
+    # weights, gradients, two moments and an average are five; the exchange makes it six
+    assert [b / a for a, b in zip(one, two, strict=True)] == pytest.approx([6 / 5] * 3, rel=0.05)
+
+
+def test_clips_in_buckets_are_counted_by_the_largest(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["data.train.resolutions=[64x64,32x64,96x64]", "data.train.frames=[9,17]"]
+    held = ["data.heldout.frames=9", "data.heldout.height_px=64", "data.heldout.width_px=64"]
+    assert run("scale=tiny", "model.depth=1", "data=buckets", *sizes, *held) == 0
+    assert "a clip: 128 x 3 x 3 x 2 latents" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
