@@ -24,7 +24,7 @@ from sana_train.cli.config import RunConfig
 from sana_train.cli.instantiate import instantiate
 from sana_train.cli.load import compose_config, load
 from sana_train.data.datamodule import ClipDataModule
-from sana_train.data.latents import LatentClips
+from sana_train.data.latent_clips import LatentClips
 from sana_train.flow.time_sampling import LogitNormal
 from sana_train.models.checkpoint import build_empty
 from sana_train.models.flops import training_flops
@@ -60,13 +60,16 @@ def train(config: RunConfig, clips: LatentClips, policy: Recompute, run_dir: Pat
     """Some steps of the real loop."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    model = build_empty(lambda: instantiate(config.model), device, torch.float32)
+    node = config.model
+    assert node is not None
+    model = build_empty(lambda: instantiate(node), device, torch.float32)
     assert isinstance(model, SanaVideoDiT)
     model.reset_parameters()
     model.set_recompute(policy)
     groups = [{"name": "all", "params": list(model.parameters())}]
-    encoders: Any = (Unit(clips.spec), None)
-    task = FlowTask(model, groups, *encoders, LogitNormal(shift=3.0), 0.1, "none")
+    unit: Any = Unit(clips.spec)
+    no_text: Any = None  # captions come encoded
+    task: Any = FlowTask(model, groups, unit, no_text, LogitNormal(shift=3.0), 0.1, "none")
     run = config.training
     shell = TrainingShell(
         task, seed=0, optimiser=run.optimiser, lr=run.lr, warmup_steps=run.warmup_steps, betas=run.betas,
@@ -100,8 +103,10 @@ def train(config: RunConfig, clips: LatentClips, policy: Recompute, run_dir: Pat
 
 def counted_gib(config: RunConfig, shape: tuple[int, int, int, int], policy: Recompute) -> float:
     """What ``cli.plan`` says of the same step."""
+    node = config.model
+    assert node is not None
     memory = step_memory(
-        lambda: instantiate(config.model),
+        lambda: instantiate(node),  # type: ignore[return-value]
         shape,
         micro_batch=MICRO_BATCH,
         is_accumulating=GLOBAL_BATCH > MICRO_BATCH,

@@ -63,6 +63,7 @@ def exit_when_preempted() -> Iterator[None]:
     numbers = (signal.SIGTERM, signal.SIGUSR1)
     previous = {number: signal.signal(number, _leave) for number in numbers}
     hook = sys.unraisablehook
+    sent: list[threading.Timer] = []
 
     def send_again(dropped: Any) -> None:
         """Python drops what is raised in a finaliser or a hook of a fork, where a signal may find it."""
@@ -73,12 +74,15 @@ def exit_when_preempted() -> Iterator[None]:
         assert main is not None
         again = threading.Timer(_AGAIN_S, signal.pthread_kill, (main, dropped.exc_value.number))
         again.daemon = True
+        sent.append(again)
         again.start()
 
     sys.unraisablehook = send_again
     try:
         yield
     finally:
+        for timer in sent:
+            timer.cancel()  # the work has come to its end all the same
         sys.unraisablehook = hook
         for number, handler in previous.items():
             signal.signal(number, handler)

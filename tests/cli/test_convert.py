@@ -24,6 +24,7 @@ from sana_train.models.checkpoint import load_dit, read_state
 from sana_train.models.sana_video import SanaVideoDiT
 from sana_train.training.checkpoint import save_checkpoint
 from sana_train.utils.files import write_json
+from tests.flow.reference_scheduler import published_scheduler
 from tests.models.conftest import SIZES, build
 
 SPACE = {
@@ -255,17 +256,7 @@ def test_diffusers_pipeline_gives_our_samples(tmp_path: Path) -> None:
 
 def test_the_published_way_of_sampling_gives_diffusers_samples(tmp_path: Path) -> None:
     """DPM-Solver++ 2M, 50 steps, guidance 6, flow shift 8, two captions of different lengths at once."""
-    from diffusers import DPMSolverMultistepScheduler
-
-    scheduler = DPMSolverMultistepScheduler(
-        algorithm_type="dpmsolver++",
-        solver_order=2,
-        solver_type="midpoint",
-        use_flow_sigmas=True,
-        prediction_type="flow_prediction",
-        flow_shift=8.0,
-        final_sigmas_type="zero",
-    )
+    scheduler = published_scheduler()
     pipeline = pipeline_of(tmp_path, scheduler)
     torch.manual_seed(6)
     noise, context = torch.randn(2, 4, 3, 4, 4), torch.randn(2, 7, 10)

@@ -15,6 +15,7 @@ from sana_train.cli.load import compose_config
 from sana_train.flow.samplers import DPMSolverPP2M, Euler, Heun
 from sana_train.flow.schedules import ShiftedLinear
 from sana_train.flow.time_sampling import shift_time
+from tests.flow.reference_scheduler import published_scheduler
 
 SAMPLERS = [Euler(), Heun(), DPMSolverPP2M()]
 NAMES = [type(sampler).__name__ for sampler in SAMPLERS]
@@ -135,17 +136,7 @@ def test_dpm_solver_is_exact_for_a_point_mass():
 
 
 def test_dpm_solver_takes_the_reference_steps():
-    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-
-    reference = DPMSolverMultistepScheduler(
-        algorithm_type="dpmsolver++",
-        solver_order=2,
-        solver_type="midpoint",
-        use_flow_sigmas=True,
-        prediction_type="flow_prediction",
-        flow_shift=8.0,
-        final_sigmas_type="zero",
-    )
+    reference = published_scheduler()
     reference.set_timesteps(20)
     weights = 0.3 * torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
 
