@@ -10,8 +10,9 @@
 #   MINUTES  of this call: start nothing in the last two, save and stop what runs; the same call goes on
 #
 # Rule of choice: the learning rate whose sweep run gets to S90-semantic first; if none does, the one that
-# closed most of the gap at its last step. Sweeps use a seed that no full run uses. However the call ends, the
-# tables are drawn from what is finished.
+# closed most of the gap at its last step. Sweeps use a seed that no full run uses. Where a full run breaks off (loses
+# a quarter of the semantic gap again), its rate is no candidate, and the arm runs again at the next best. However the
+# call ends, the tables are drawn from what is finished.
 set -uo pipefail
 
 runs=$(realpath -m "$1") weights=$(realpath -m "$2") out=$(realpath -m "$3")
@@ -94,17 +95,29 @@ for lr in "${lrs[@]}"; do
 done
 require_done "${ids[@]}"
 
-declare -A best
-for arm in "${arms[@]}"; do
-  best[$arm]=$("$python" -m sana_train.cli.record best-lr "$out" "$arm") || exit 1
-  echo "$arm: learning rate ${best[$arm]}"
-done
+best_lr() { # ARM [--by-sweep]
+  "$python" -m sana_train.cli.record best-lr "$out" "$@"
+}
 
-ids=()
-for seed in "${seeds[@]}"; do
+declare -A lr prefix
+ids=() before=
+while :; do # until no full run breaks off
   for arm in "${arms[@]}"; do
-    ids+=("$arm-s$seed")
-    pool train_and_add "${ids[-1]}" "$steps" "$arm" "$seed" "${best[$arm]}"
+    lr[$arm]=$(best_lr "$arm") && by_sweep=$(best_lr "$arm" --by-sweep 2>/dev/null) || exit 1
+    prefix[$arm]=$arm
+    [[ ${lr[$arm]} == "$by_sweep" ]] || prefix[$arm]=$arm-lr${lr[$arm]}
   done
+  ids=()
+  for seed in "${seeds[@]}"; do
+    for arm in "${arms[@]}"; do ids+=("${prefix[$arm]}-s$seed"); done
+  done
+  [[ ${ids[*]} != "$before" ]] || break
+  before=${ids[*]}
+  for arm in "${arms[@]}"; do echo "$arm: learning rate ${lr[$arm]}"; done
+  for seed in "${seeds[@]}"; do
+    for arm in "${arms[@]}"; do
+      pool train_and_add "${prefix[$arm]}-s$seed" "$steps" "$arm" "$seed" "${lr[$arm]}"
+    done
+  done
+  require_done "${ids[@]}"
 done
-require_done "${ids[@]}"

@@ -1,7 +1,7 @@
 """``python -m sana_train.cli.record``: keep finished runs in a record, and show what it says.
 
 add RECORD RUN --arm ARM [--sweep]   copy a finished run's evaluations, and what made it
-best-lr RECORD ARM                   the learning rate that the arm's sweep chose
+best-lr RECORD ARM                   the best learning rate of the arm's sweep at which no full run breaks off
 report RECORD                        tables.md and figure.png
 readme RECORD README                 the README's block of numbers
 """
@@ -38,6 +38,8 @@ def parser() -> argparse.ArgumentParser:
         if name == "add":
             command.add_argument("--arm", required=True)
             command.add_argument("--sweep", action="store_true", help="a short run of a learning-rate sweep")
+        if name == "best-lr":
+            command.add_argument("--by-sweep", action="store_true", help="whatever its full runs have shown")
     return top
 
 
@@ -47,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given.command == "add":
             add(given.record, given.run, given.arm, given.sweep)
         elif given.command == "best-lr":
-            chosen = choose_lr(sweep(Record.load(given.record), given.arm))
+            record = Record.load(given.record)
+            broken = () if given.by_sweep else record.broken_rates(given.arm)
+            chosen = choose_lr(sweep(record, given.arm), broken)
             sys.stdout.write(f"{chosen.lr:g}\n")
             if chosen.is_edge:
                 sys.stderr.write(

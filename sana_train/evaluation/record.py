@@ -33,6 +33,7 @@ from sana_train.utils.files import publish_file
 
 RUNS_FILE = "runs.jsonl"
 LEVELS_FILE = "levels.npz"
+MAX_FALL = 0.25  # of the semantic gap, from a run's best evaluation to a later one
 HEADLINE_METRICS = tuple(name for names in HEADLINES.values() for name in names)
 
 
@@ -126,13 +127,35 @@ class Record:
         return max(run.steps[-1] for run in self.runs if not run.is_sweep)
 
     def select(self, arm: str) -> list[Run]:
-        """The full runs of an arm, by seed."""
+        """The full runs that the arm is judged by, by seed: those at rates where none broke off.
+
+        Where one did at every rate, those at the lowest.
+        """
+        runs, broken = self._full_runs(arm), self.broken_rates(arm)
+        kept = [run for run in runs if run.lr not in broken]
+        return kept or [run for run in runs if run.lr == min(broken)]
+
+    def broken_rates(self, arm: str) -> set[float]:
+        """Learning rates of an arm at which a full run lost again what it had learnt, by ``MAX_FALL``.
+
+        The sweep cannot see a rate that diverges after its last step.
+        """
+        if not (self.has_samples and self.is_judged("semantic")):
+            return set()
+        broken = set()
+        for run in self._full_runs(arm):
+            _, recovery = self.recovery([run], "semantic")
+            if (np.maximum.accumulate(recovery[0]) - recovery[0]).max() > MAX_FALL:
+                broken.add(run.lr)
+        return broken
+
+    def _full_runs(self, arm: str) -> list[Run]:
         return sorted((run for run in self.runs if run.arm == arm and not run.is_sweep), key=lambda r: r.seed)
 
     @cached_property
     def _random_start(self) -> dict[str, Array]:
         """Per-clip sample metrics at step 0 of ``random``, the mean over its seeds."""
-        runs = self.select("random") or [run for run in self.runs if run.arm == "random"]
+        runs = self._full_runs("random") or [run for run in self.runs if run.arm == "random"]
         start = {}
         for metric in HEADLINE_METRICS:
             values = [run.values(metric) for run in runs if run.steps[0] == 0]

@@ -89,6 +89,7 @@ def gate(record: Record) -> Gate:
         _same_seeds(record),
         Condition("last step of both", f">= {LAST_STEP:,}", f"{last_step:,}", last_step >= LAST_STEP),
         _tuned(record),
+        _kept(record),
     )
     return Gate(scratch, ratio, conditions)
 
@@ -128,6 +129,13 @@ def _same_seeds(record: Record) -> Condition:
     measured = texts[0] if texts[0] == texts[1] else f"{texts[0]} and {texts[1]}"
     passed = seeds[0] == seeds[1] and len(set(seeds[0])) == len(seeds[0]) >= MIN_SEEDS
     return Condition("same seeds of both", f">= {MIN_SEEDS}", measured, passed)
+
+
+def _kept(record: Record) -> Condition:
+    """A control whose training breaks off is no slow learner."""
+    runs = record.select("scratch")
+    has_kept = not record.broken_rates("scratch") & {run.lr for run in runs}
+    return Condition("scratch keeps what it learnt", "every seed", "yes" if has_kept else "no", has_kept)
 
 
 def _tuned(record: Record) -> Condition:

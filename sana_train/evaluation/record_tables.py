@@ -6,7 +6,7 @@ Tables are Markdown of at most 100 columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from sana_train.evaluation.convergence.s90 import s90
@@ -69,13 +69,16 @@ def sweep_headline(record: Record) -> str:
     return "semantic" if measured_samples([run for run in record.runs if run.is_sweep]) else "loss_high"
 
 
-def choose_lr(points: Sequence[SweepPoint]) -> SweepPoint:
+def choose_lr(points: Sequence[SweepPoint], broken_rates: Collection[float] = ()) -> SweepPoint:
     """The learning rate that gets there first; among those that do not, the one that got furthest.
 
     One that ``is_edge`` was chosen for want of a better: the arm is not tuned before its sweep is wider.
 
+    Args:
+        broken_rates: no candidates, as a full run broke off there (``Record.broken_rates``).
+
     Raises:
-        ValueError: there is no sweep, or its headline has no gap to close.
+        ValueError: there is no sweep, its headline has no gap to close, or every rate is broken.
     """
     if not points:
         raise ValueError("there is no sweep to choose a learning rate from")
@@ -84,15 +87,23 @@ def choose_lr(points: Sequence[SweepPoint]) -> SweepPoint:
             f"the sweep of {points[0].arm} has no gap to close: the native reference in levels.npz is no "
             "better than the zero level; measure it again on the same clips"
         )
-    return min(points, key=lambda point: (point.s90, -point.final_recovery))
+    candidates = [point for point in points if point.lr not in broken_rates]
+    if not candidates:
+        raise ValueError(
+            f"a full run of {points[0].arm} broke off at every rate of its sweep; sweep lower ones"
+        )
+    return min(candidates, key=lambda point: (point.s90, -point.final_recovery))
 
 
 def is_tuned(record: Record, arm: str) -> bool:
-    """Whether the arm's full runs use the best rate of its sweep, and that is not at the sweep's edge."""
+    """Whether the arm's full runs use the best rate that holds, and that is not at its sweep's edge."""
     points = sweep(record, arm)
     if not points or not all(point.has_gap for point in points):
         return False
-    best = choose_lr(points)
+    broken = record.broken_rates(arm)
+    if all(point.lr in broken for point in points):
+        return False
+    best = choose_lr(points, broken)
     return not best.is_edge and all(run.lr == best.lr for run in record.select(arm))
 
 
@@ -118,10 +129,12 @@ def sweep_table(record: Record) -> str:
     """All sweeps, with the chosen learning rate of each arm marked, and whether it is at the edge."""
     rows = [["arm", "lr", "seeds", TITLES[sweep_headline(record)], "recovery at the end", "chosen"]]
     for arm in dict.fromkeys(run.arm for run in record.runs if run.is_sweep):
-        points = sweep(record, arm)
-        best = choose_lr(points) if all(point.has_gap for point in points) else None
+        points, broken = sweep(record, arm), record.broken_rates(arm)
+        is_open = all(point.has_gap for point in points) and any(point.lr not in broken for point in points)
+        best = choose_lr(points, broken) if is_open else None
         for point in points:
             mark = "" if point is not best else "<- edge, not tuned" if point.is_edge else "<-"
+            mark = "breaks off in full runs" if point.lr in broken else mark
             rows.append([arm, f"{point.lr:g}", str(point.num_seeds), *_measured(point), mark])
     return markdown_table(rows)
 

@@ -29,17 +29,23 @@ for argument in "$@"; do
   declare "$name=${{argument#*=}}" 2>/dev/null
 done
 run=$given_paths_runs/$given_run_id lr=${{given_training_lr:-0.001}}
-mkdir -p "$run" && cp -r "{template}/$lr/." "$run/"
+template="{template}/$lr"
+[[ $given_training_max_steps == 1000 || ! -d $template-full ]] || template=$template-full
+mkdir -p "$run" && cp -r "$template/." "$run/"
 printf '{{"training.seed": %s, "training.lr": %s}}' "${{given_training_seed:-0}}" "$lr" >"$run/identity.json"
 echo "$given_run_id $given_training_max_steps $given_adaptation" >>"{log}"
 """
 
 
-def write_run(folder: Path, lr: float, seed: int = 0) -> None:
+def write_run(folder: Path, lr: float, seed: int = 0, *, breaks_off: bool = False) -> None:
     """A finished run that closes the gap from 0 to 1 faster at a higher learning rate."""
     lines = []
     for step in GRID:
-        closed = min(1.0, np.log1p(step) / np.log1p(1000) * (0.95 if lr < 1e-3 else 1.3))
+        closed = (
+            0.0
+            if breaks_off and step == GRID[-1]
+            else min(1.0, np.log1p(step) / np.log1p(1000) * (0.95 if lr < 1e-3 else 1.3))
+        )
         values = {name: closed if name in RISING else 1.0 - closed for name in HEADLINE_METRICS}
         save_arrays(
             folder / "clips" / f"step_{step:06d}.npz",
@@ -143,6 +149,18 @@ def test_script_sweeps_chooses_runs_and_reports(run_script, tmp_path: Path) -> N
     assert (tmp_path / "out" / "figure.png").is_file()
     _, again = run_script("2", LRS="0.001")
     assert again == trained  # what is finished is not run again
+
+
+def test_script_runs_an_arm_that_breaks_off_again_at_its_next_best_rate(run_script, tmp_path: Path) -> None:
+    full = tmp_path / "template" / "0.001-full"
+    write_run(full, 1e-3, breaks_off=True)
+    (full / "identity.json").unlink()
+    done, trained = run_script("2")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in trained[3:]] == ["random-s0", "random-lr0.0003-s0"]
+    record = Record.load(tmp_path / "out")
+    assert {run.lr for run in record.select("random")} == {3e-4}
+    assert "breaks off in full runs" in (tmp_path / "out" / "tables.md").read_text()
 
 
 def test_script_adds_nothing_to_a_record_of_other_runs(run_script, tmp_path: Path) -> None:

@@ -20,12 +20,12 @@ def test_three_rises_in_a_row_raise_the_flag_and_say_so(caplog):
 
 
 def test_two_rises_a_dip_and_two_rises_do_not():
-    assert not any(flags([0.5, 0.6, 0.7, 0.65, 0.7, 0.8]))
+    assert not any(flags([0.5, 0.6, 0.7, 0.65, 0.7, 0.74]))
 
 
 def test_a_plateau_is_not_a_rise():
     assert not any(flags([0.5, 0.5, 0.5, 0.5, 0.5]))
-    assert not any(flags([0.5, 0.6, 0.6, 0.7, 0.8]))
+    assert not any(flags([0.5, 0.55, 0.55, 0.6, 0.65]))
 
 
 def test_jitter_below_the_relative_rise_is_ignored():
@@ -36,6 +36,13 @@ def test_jitter_below_the_relative_rise_is_ignored():
 
 def test_the_flag_falls_when_the_loss_does():
     assert flags([0.5, 0.6, 0.7, 0.8, 0.9, 0.4]) == [False] * 3 + [True, True, False]
+
+
+def test_one_steep_rise_between_two_evaluations_raises_the_flag_too(caplog):
+    """What two diverging runs of a record looked like: one rise between evaluations, then a slow descent."""
+    with caplog.at_level(logging.WARNING):
+        assert flags([1.5, 0.65, 1.93, 1.52, 0.96]) == [False, False, True, True, False]
+    assert "far above its lowest at step 2 (0.6500 -> 1.9300)" in caplog.text
 
 
 def test_a_diverged_loss_counts_as_rising():

@@ -76,6 +76,11 @@ def rate_at_the_edge(record: Record) -> None:
     record.runs = [run for run in record.runs if not (run.is_sweep and run.lr == 1e-4)]
 
 
+def scratch_falls_back(record: Record) -> None:
+    run = record.select("scratch")[1]
+    run.clips["samples/semantic"][10] = run.clips["samples/semantic"][0]
+
+
 @pytest.mark.parametrize(
     ("spoil", "unmet"),
     [
@@ -86,6 +91,7 @@ def rate_at_the_edge(record: Record) -> None:
         (stopped_early, "last step of both"),
         (scratch_stopped_early, "last step of both"),
         (rate_at_the_edge, "learning rate inside its sweep"),
+        (scratch_falls_back, "scratch keeps what it learnt"),
     ],
 )
 def test_what_the_ratios_rest_on_is_checked_and_named(record_dir, spoil, unmet):

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from sana_train.evaluation.record import Record
+from sana_train.evaluation.record import Record, Run
 from sana_train.evaluation.record_tables import (
     SweepPoint,
     choose_lr,
@@ -45,6 +46,36 @@ def test_full_runs_at_another_rate_than_the_sweeps_best_are_not_tuned(record_dir
     record = Record.load(record_dir)
     record.select("random")[0].lr = 2e-4
     assert not is_tuned(record, "random")
+
+
+def break_off(record: Record, arm: str, seed: int) -> Run:
+    """A full run that loses everything between 1,000 and 5,000 steps."""
+    (run,) = [run for run in record.runs if run.arm == arm and run.seed == seed and not run.is_sweep]
+    run.clips["samples/semantic"] = run.clips["samples/semantic"].copy()
+    run.clips["samples/semantic"][-3:] = run.clips["samples/semantic"][0]
+    return run
+
+
+def test_a_rate_at_which_a_full_run_breaks_off_gives_way_to_the_next_best(record_dir):
+    record = Record.load(record_dir)
+    broken = break_off(record, "random", 1)
+    assert record.broken_rates("random") == {3e-4}
+    assert choose_lr(sweep(record, "random"), record.broken_rates("random")).lr == 1e-4
+    assert [run.seed for run in record.select("random")] == [0, 1, 2]  # until there are others
+    assert not is_tuned(record, "random")
+    (line,) = [line for line in sweep_table(record).splitlines() if "breaks off" in line]
+    assert line.split()[3] == "0.0003"
+
+    again = [replace(run, name=f"{run.name}-again", lr=1e-4) for run in record.runs if run is not broken]
+    record.runs += [run for run in again if run.arm == "random" and not run.is_sweep]
+    assert {run.lr for run in record.select("random")} == {1e-4}
+    assert "| random       | 0.0001 |" in s90_table(record)
+
+
+def test_no_rate_is_left_where_full_runs_break_off_at_all(record_dir):
+    points = sweep(Record.load(record_dir), "random")
+    with pytest.raises(ValueError, match="broke off at every rate"):
+        choose_lr(points, {1e-4, 3e-4, 1e-3})
 
 
 def test_a_sweep_without_a_gap_chooses_nothing(record_dir):
