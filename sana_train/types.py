@@ -87,6 +87,23 @@ class LatentSpec:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class VideoLatents:
+    """Latents that know what they are, for where two networks share a space.
+
+    Attributes:
+        values: (B, C, T, H, W).
+        space: fingerprint of the autoencoder whose latents these are.
+        is_normalised: zero mean and unit variance; otherwise raw, as the autoencoder codes them.
+        fps: frames per second of the clips that they decode to.
+    """
+
+    values: Tensor
+    space: str
+    is_normalised: bool
+    fps: float
+
+
 @dataclass
 class Batch:
     """A batch of clips, as pixels, as latents or as both. Fields not loaded are ``None``.

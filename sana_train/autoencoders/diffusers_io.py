@@ -1,4 +1,4 @@
-"""Weights and fresh starts for autoencoders that are diffusers classes."""
+"""Weights and fresh starts for networks that are diffusers classes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ Model = TypeVar("Model", bound=nn.Module)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def load_diffusers(reference: Model, weights: str, remedy: str) -> Model:
-    """A model like ``reference`` with weights from a diffusers folder or a hub id, in fp32.
+def load_diffusers(
+    reference: Model, weights: str, remedy: str, *, part: str = "vae", dtype: torch.dtype = torch.float32
+) -> Model:
+    """A model like ``reference`` with weights from a diffusers folder or a hub id, in ``dtype``.
 
-    The weights may lie in the folder itself or in its ``vae`` subfolder.
+    The weights may lie in the folder itself or in its subfolder ``part``.
 
     Raises:
         FileNotFoundError: no such folder, and no hub repository that could be reached.
@@ -31,17 +33,17 @@ def load_diffusers(reference: Model, weights: str, remedy: str) -> Model:
     folder = Path(weights)
     if (folder / "config.json").is_file():
         subfolder = None
-    elif (folder / "vae" / "config.json").is_file() or (
+    elif (folder / part / "config.json").is_file() or (
         not folder.exists() and _HUB_ID.fullmatch(weights) is not None
     ):
-        subfolder = "vae"
+        subfolder = part
     else:
         raise missing_weights(kind.__name__, folder / "config.json", remedy)
     if folder.exists():
         _check_config(reference, folder / (subfolder or "") / "config.json")
     try:
         loaded, report = kind.from_pretrained(
-            weights, subfolder=subfolder, torch_dtype=torch.float32, output_loading_info=True
+            weights, subfolder=subfolder, torch_dtype=dtype, output_loading_info=True
         )
     except (
         OSError,
@@ -51,7 +53,7 @@ def load_diffusers(reference: Model, weights: str, remedy: str) -> Model:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(
                 f"the weights in {weights} are no {kind.__name__} as configured, or damaged ({reason}); "
-                "fetch the repository's own `vae` folder again"
+                f"fetch the repository's own `{part}` folder again"
             ) from error
         raise missing_weights(kind.__name__, weights, f"and the hub gave none ({error}); {remedy}") from error
     _refuse(_differences(reference.config, loaded.config), weights)  # with the class's defaults
@@ -63,7 +65,7 @@ def load_diffusers(reference: Model, weights: str, remedy: str) -> Model:
     if found:
         raise ValueError(
             f"weights in {weights} do not fit {type(reference).__name__}: {'; '.join(found)}; fetch the "
-            "repository's own `vae` folder again"
+            f"repository's own `{part}` folder again"
         )
     return loaded
 
@@ -85,7 +87,7 @@ def _refuse(differing: list[str], weights: str | Path) -> None:
     if differing:
         raise ValueError(
             f"{weights} holds another architecture than the config builds: {'; '.join(differing)}; another "
-            "generation of an autoencoder has another latent space, even where its geometry is the same"
+            "generation is another network (of an autoencoder: another latent space), even where shapes agree"
         )
 
 
