@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from typing import Any
 
 import torch
 
-from sana_train.cli.arguments import positive
+from sana_train.cli.arguments import positive, video_size
 from sana_train.cli.config import RunConfig
 from sana_train.cli.fit import pick_precision
 from sana_train.cli.instantiate import instantiate
@@ -60,7 +59,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("overrides", nargs="*", help="of train.py: scale=2b")
     top.add_argument("--micro-batch", type=positive, nargs="+", metavar="N",
         help="clips at once (training.micro_batch)")  # fmt: skip
-    top.add_argument("--size", type=_video, metavar="HxWxF", help="of the clips (those of the data section)")
+    top.add_argument(
+        "--size", type=video_size, metavar="HxWxF", help="of the clips (those of the data section)"
+    )
     top.add_argument(
         "--gib", type=positive, default=78, metavar="N", help="of the GPU (%(default)s, an H100)"
     )
@@ -97,7 +98,7 @@ def plan(given: argparse.Namespace) -> bool:
     model = build_empty(lambda: instantiate(node), torch.device("meta"), torch.float32)
     if not isinstance(model, SanaVideoDiT):
         raise ValueError(f"plan counts a SanaVideoDiT; this configuration has a {type(model).__name__}")
-    latent_shape = skeleton(config.autoencoder).spec.latent_shape(given.size or _size_of(config))
+    latent_shape = skeleton(config.autoencoder).spec.latent_shape(given.size or clip_size(config))
     own = _Case(config.trainer.recompute, config.training.micro_batch)
     batches = given.micro_batch or [own.micro_batch]
     cases = [_Case(policy, batch) for batch in batches for policy in _POLICIES]
@@ -187,7 +188,7 @@ def _grid(shape: tuple[int, int, int, int]) -> tuple[int, int, int]:
     return shape[1], shape[2], shape[3]
 
 
-def _size_of(config: RunConfig) -> VideoShape:
+def clip_size(config: RunConfig) -> VideoShape:
     """Of the training clips; of clips in buckets the largest that there may be.
 
     Raises:
@@ -214,14 +215,6 @@ def _shape_of(node: Any) -> VideoShape | None:
     if height_px is None or width_px is None:
         return None
     return VideoShape(node["frames"], height_px, width_px)
-
-
-def _video(text: str) -> VideoShape:
-    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTHxFRAMES such as 704x1280x81, got {text}")
-    height_px, width_px, frames = map(int, match.groups())
-    return VideoShape(frames, height_px, width_px)
 
 
 def _share(text: str) -> float:

@@ -19,6 +19,7 @@ from sana_train.cli import (
     precompute,
     prepare_data,
     record,
+    sample,
     vae_table,
     validate_data,
     verify,
@@ -53,6 +54,9 @@ def check(words: list[str]) -> None:
             convert.parser().parse_args(rest)
         case ["python" | "python3", "-m", "sana_train.cli.plan", *rest]:
             check_overrides(plan.parser().parse_intermixed_args(rest).overrides)
+            GlobalHydra.instance().clear()
+        case ["python" | "python3", "-m", "sana_train.cli.sample", *rest]:
+            check_overrides(sample.parser().parse_intermixed_args(rest).overrides)
             GlobalHydra.instance().clear()
         case ["python" | "python3", "-m", "sana_train.cli.benchmark_loader", *rest]:
             benchmark_loader.parser().parse_args(rest)
