@@ -174,6 +174,24 @@ class RunConfig:
     reader: Node | None = None
 
 
+@dataclass(frozen=True)
+class RefinePaths:
+    """Where weights lie on this machine."""
+
+    weights: str  # shipped tiny weights
+    models: str  # local copies of published weights, looked at before the hub's cache
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """All of ``conf/refine.yaml``."""
+
+    autoencoder: Node  # the space the refiner lives in
+    refiner: Node
+    paths: RefinePaths
+    upsampler: Node | None = None
+
+
 # Arguments which the build code passes although a YAML could hold them, by section.
 SUPPLIED: dict[str, frozenset[str]] = {
     "task": frozenset({"parameter_groups"}),

@@ -6,7 +6,7 @@ import dataclasses
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -18,6 +18,8 @@ from sana_train.cli.schema import ConfigError, check
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONF_DIR = REPOSITORY / "conf"
+
+Schema = TypeVar("Schema")
 
 # ``${repo:data/tiny}``: a path inside the checkout, whatever the working directory is.
 OmegaConf.register_new_resolver("repo", lambda path: str(REPOSITORY / path), replace=True)
@@ -46,6 +48,11 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
 
 
 def load(cfg: DictConfig) -> RunConfig:
+    """``load_as`` a run's."""
+    return load_as(cfg, RunConfig)
+
+
+def load_as(cfg: DictConfig, schema: type[Schema]) -> Schema:
     """Check a composed configuration and type its sections; nodes stay dictionaries.
 
     Raises:
@@ -53,9 +60,9 @@ def load(cfg: DictConfig) -> RunConfig:
             its range.
     """
     plain = resolve(cfg)
-    check(plain)
+    check(plain, schema)
     try:
-        return _typed(RunConfig, plain)
+        return _typed(schema, plain)
     except ValueError as error:
         raise ConfigError([str(error)]) from error
 

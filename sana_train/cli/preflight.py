@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sana_train.cli.config import RunConfig
-from sana_train.cli.load import CONF_DIR, compose_config, load, resolve
+from sana_train.cli.load import CONF_DIR, compose_config, load, load_as, resolve
 from sana_train.cli.run_id import require_same_run, run_id
 from sana_train.cli.schema import TARGET, ConfigError, nearest_key, valid_keys
 from sana_train.cli.targets import resolve_target
@@ -97,7 +97,9 @@ def leave_out_parts(arguments: Sequence[str], config_name: str = "train") -> lis
     return rest + [f"~{group}" for group in out.values() if group in base]
 
 
-def check_overrides(overrides: Sequence[str], config_name: str = "train") -> DictConfig:
+def check_overrides(
+    overrides: Sequence[str], config_name: str = "train", schema: type = RunConfig
+) -> DictConfig:
     """Compose and check what ``overrides`` ask for; of a sweep, its first job.
 
     Raises:
@@ -108,9 +110,9 @@ def check_overrides(overrides: Sequence[str], config_name: str = "train") -> Dic
     _require_options(choices)
     base = _compose(choices, config_name)
     values = [override for override in parsed if override not in choices]
-    _require_keys(base, values)
+    _require_keys(base, values, schema)
     cfg = _compose(parsed, config_name)
-    load(cfg)
+    load_as(cfg, schema)
     return cfg
 
 
@@ -171,13 +173,13 @@ def _require_options(choices: Sequence[Override]) -> None:
         raise ConfigError(problems)
 
 
-def _require_keys(base: DictConfig, values: Sequence[Override]) -> None:
+def _require_keys(base: DictConfig, values: Sequence[Override], schema: type) -> None:
     problems = []
     for override in values:
         key = override.key_or_group
         if override.is_add() or override.is_force_add() or _exists(base, key):
             continue
-        keys = valid_keys(resolve(base))
+        keys = valid_keys(resolve(base), schema)
         if key in keys:
             problems.append(
                 f"{key}: is left at its default by the YAML; to set it, write +{override.input_line}"

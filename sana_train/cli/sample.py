@@ -19,9 +19,9 @@ examples:
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +33,19 @@ from sana_train.cli.config import RunConfig
 from sana_train.cli.fit import pick_precision
 from sana_train.cli.instantiate import instantiate
 from sana_train.cli.load import load
+from sana_train.cli.own_folder import own_folder
 from sana_train.cli.parts import Parts
 from sana_train.cli.plan import clip_size
 from sana_train.cli.preflight import check_overrides, leave_out_parts
 from sana_train.cli.process import exit_when_preempted, readable_errors
+from sana_train.cli.wanted import located
 from sana_train.data.latent_file import write_latents
 from sana_train.data.progress import ClipProgress
 from sana_train.data.video import encode_clip
 from sana_train.models.checkpoint import load_dit
 from sana_train.text.prompt_cache import read_prompts
 from sana_train.types import VideoLatents, VideoShape
-from sana_train.utils.files import publish_file, write_json
+from sana_train.utils.files import publish_file
 from sana_train.utils.rng import SampleRng
 
 RECORD_NAME = "samples.json"
@@ -91,6 +93,8 @@ def sample(given: argparse.Namespace) -> Path:
     if not all(prompt.strip() for prompt in prompts):
         raise ValueError("an empty --prompt says nothing; leave it out")
     config = load(check_overrides(leave_out_parts(given.overrides)))
+    nodes = {"autoencoder": config.autoencoder, "text": config.text}
+    config = replace(config, **located(nodes, Path(config.paths.models)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     artifact = read_artifact(given.checkpoint, given.weights, None)
     parts = Parts(config, device)
@@ -98,7 +102,7 @@ def sample(given: argparse.Namespace) -> Path:
     size = given.size or clip_size(config)
     shape = parts.autoencoder.spec.latent_shape(size)
     clips = [prompt for prompt in prompts for _ in range(given.per_prompt)]
-    _own_folder(given.out, _record(given, config, artifact, size, prompts))
+    own_folder(given.out, RECORD_NAME, _record(given, config, artifact, size, prompts))
     missing = [
         number for number in range(len(clips)) if not _stem(given.out, number).with_suffix(".mp4").is_file()
     ]
@@ -161,28 +165,6 @@ def _record(
         "per_prompt": given.per_prompt,
         "prompts": list(prompts),
     }
-
-
-def _own_folder(out: Path, record: dict[str, Any]) -> None:
-    """Begin or go on with ``out``.
-
-    Raises:
-        ValueError: it holds something else.
-    """
-    record = json.loads(json.dumps(record))
-    file = out / RECORD_NAME
-    if file.is_file():
-        before = json.loads(file.read_text())
-        differing = [name for name in record if before.get(name) != record[name]]
-        if differing:
-            raise ValueError(
-                f"{out} holds samples made with another {', '.join(differing)}; give another folder"
-            )
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there and holds no samples of this command; give another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(file, record)
 
 
 def _check_space(artifact: Artifact, parts: Parts) -> None:

@@ -60,6 +60,24 @@ def resolve_weights(config: RunConfig) -> tuple[RunConfig, list[Wanted]]:
     return replace(config, source=source, convergence=convergence, **nodes), missing
 
 
+def located(nodes: Mapping[str, Mapping[str, Any] | None], models: Path) -> dict[str, Any]:
+    """Nodes with the path found for each name of weights.
+
+    Raises:
+        MissingWeightsError: with everything that was not found.
+    """
+    wanted = [each for name, node in nodes.items() for each in _weights_of(name, node)]
+    found = {each.value: find_weights(each.value, models) for each in wanted}
+    missing = [f"  {each.key} = {each.value}" for each in wanted if found[each.value] is None]
+    if missing:
+        places = (
+            f"looked at each as a path, under {models} (paths.models) and in the hub's cache {hub_cache()}"
+        )
+        raise MissingWeightsError("\n".join([f"weights that are not on this machine; {places}:", *missing]))
+    paths = {value: str(path) for value, path in found.items()}
+    return {name: node and _with_paths(node, paths) for name, node in nodes.items()}
+
+
 def wanted_weights(config: RunConfig) -> list[Wanted]:
     """Everything the configuration wants loaded, by dotted key."""
     wanted = [each for name in _SECTIONS for each in _weights_of(name, getattr(config, name))]

@@ -83,20 +83,20 @@ class PromptCache(Mapping[str, PromptEmbeddings]):
 
     Args:
         path: a folder written by ``cli.precompute --prompts``.
-        fingerprint: of the text encoder that must have made it.
+        fingerprint: of the text encoder that must have made it; None: whichever did.
 
     Raises:
         ValueError: no such cache there, or made by another text encoder.
     """
 
-    def __init__(self, path: Path, fingerprint: str) -> None:
+    def __init__(self, path: Path, fingerprint: str | None) -> None:
         spec = json.loads((path / SPEC_NAME).read_text()) if (path / SPEC_NAME).is_file() else {}
         if spec.get("format") != FORMAT:
             raise ValueError(
                 f"{path} holds no cached prompts ({SPEC_NAME}: format {spec.get('format')!r}, expected "
                 f"{FORMAT!r}); make them with `python -m sana_train.cli.precompute --prompts FILE`"
             )
-        if spec["text_fingerprint"] != fingerprint:
+        if fingerprint is not None and spec["text_fingerprint"] != fingerprint:
             raise ValueError(
                 f"the prompts in {path} were encoded by {spec['text_encoder']} {spec['text_fingerprint']}, "
                 f"this run's text encoder is {fingerprint}; cache them again, or use the one that made these"

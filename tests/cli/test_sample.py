@@ -77,13 +77,13 @@ def test_the_same_command_makes_what_is_missing_and_nothing_else(tmp_path: Path)
     run(out, "--batch-size", "1")
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert (out / "0000.mp4").stat().st_mtime_ns == times["0000.mp4"]
-    with pytest.raises(SystemExit, match="made with another seed; give another folder"):
+    with pytest.raises(SystemExit, match="was made with another seed; give another folder"):
         run(out, "--seed", "1")
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(SystemExit, match="holds no samples of this command"):
+    with pytest.raises(SystemExit, match="was not made by this command"):
         run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 

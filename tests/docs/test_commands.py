@@ -19,12 +19,14 @@ from sana_train.cli import (
     precompute,
     prepare_data,
     record,
+    refine,
     sample,
     vae_table,
     validate_data,
     verify,
     weights,
 )
+from sana_train.cli.config import RefineConfig
 from sana_train.cli.preflight import check_overrides
 from sana_train.cli.vae_choice import read_choices
 from tests.docs.conftest import DOCUMENTS, NEEDS_EXAMPLE, ROOT
@@ -54,6 +56,10 @@ def check(words: list[str]) -> None:
             convert.parser().parse_args(rest)
         case ["python" | "python3", "-m", "sana_train.cli.plan", *rest]:
             check_overrides(plan.parser().parse_intermixed_args(rest).overrides)
+            GlobalHydra.instance().clear()
+        case ["python" | "python3", "-m", "sana_train.cli.refine", *rest]:
+            words = refine.parser().parse_intermixed_args(rest).words
+            check_overrides([word for word in words if "=" in word], "refine", RefineConfig)
             GlobalHydra.instance().clear()
         case ["python" | "python3", "-m", "sana_train.cli.sample", *rest]:
             check_overrides(sample.parser().parse_intermixed_args(rest).overrides)

@@ -1,0 +1,288 @@
+"""``python -m sana_train.cli.refine``: stage 2 for any clip, plug and play.
+
+INPUT is an mp4, or latents as `cli.sample` leaves them. An mp4 is cut to what the autoencoder takes (1 + 8k
+frames, sides of multiples of 32 px, from its middle; what is cut is said), encoded, refined and decoded;
+latents of another autoencoder are refused: refine the mp4 instead. OUT gets, for each input,
+
+  NAME.mp4          refined
+  NAME_stages.mp4   before and after, side by side
+  NAME.safetensors  the refined latents
+  NAME.json         seconds per part, peak memory
+  refine.json       everything that decided them
+
+The refiner reads prompts from a cache: `cli.precompute text=ltx2_connectors --prompts FILE` makes one.
+Latents know their prompt, an mp4 is given --prompt. Overrides choose parts as for train.py
+(conf/refine.yaml). The same command goes on where it was stopped.
+
+examples:
+  python -m sana_train.cli.refine out/mine/0000.safetensors --out out/refined --cache prompts/mine
+  python -m sana_train.cli.refine clip.mp4 --out out/2k --cache prompts/mine --prompt "A chef slices a lemon."
+      upsampler=ltx2_2b refiner.lora=ltx-2-19b-distilled-lora-384.safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional as F
+
+from sana_train.cli.config import RefineConfig
+from sana_train.cli.instantiate import instantiate
+from sana_train.cli.load import load_as
+from sana_train.cli.own_folder import own_folder
+from sana_train.cli.preflight import check_overrides, leave_out_parts
+from sana_train.cli.process import exit_when_preempted, readable_errors
+from sana_train.cli.wanted import located
+from sana_train.data.latent_file import read_latents, write_latents
+from sana_train.data.progress import ClipProgress
+from sana_train.data.video import BadClip, decode_clip, encode_clip, probe_clip, to_float
+from sana_train.evaluation.strips import side_by_side_video
+from sana_train.protocols import Autoencoder
+from sana_train.text.prompt_cache import PromptCache, PromptEmbeddings
+from sana_train.types import LatentSpec, VideoLatents, VideoShape
+from sana_train.utils.files import publish_file, write_json
+from sana_train.utils.rng import SampleRng
+
+RECORD_NAME = "refine.json"
+logger = logging.getLogger(__name__)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m sana_train.cli.refine", description=__doc__)
+    top.formatter_class = argparse.RawDescriptionHelpFormatter
+    top.add_argument("words", nargs="+", metavar="INPUT|KEY=VALUE", help="clips or latents, and overrides")
+    top.add_argument("--out", type=Path, required=True, help="a folder for what is refined")
+    top.add_argument("--cache", type=Path, required=True, help="folder of cached prompts")
+    top.add_argument("--prompt", metavar="TEXT", help="of every mp4; in place of their own for latents")
+    top.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
+    top.add_argument("--from-noise", action="store_true",
+        help="a control: the refiner alone, from unit noise at the same sigmas")  # fmt: skip
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = parser().parse_intermixed_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    with readable_errors(), exit_when_preempted():
+        refine(given)
+        sys.stdout.write(f"{given.out}: refined clips and {RECORD_NAME}\n")
+
+
+@dataclass
+class Stage:
+    """The parts of stage 2, on their device."""
+
+    autoencoder: Any
+    refiner: Any
+    upsampler: Any | None
+    device: torch.device
+
+
+def refine(given: argparse.Namespace) -> None:
+    """Refine every input that is not refined yet.
+
+    Raises:
+        ValueError: inputs that cannot be read or are of another space, no prompt, or another's folder.
+    """
+    overrides = [word for word in given.words if "=" in word and not Path(word).exists()]
+    inputs = [Path(word) for word in given.words if word not in overrides]
+    _check_inputs(inputs, given)
+    config = load_as(
+        check_overrides(leave_out_parts(overrides, "refine"), "refine", RefineConfig), RefineConfig
+    )
+    cache = PromptCache(given.cache, None)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    nodes = {"autoencoder": config.autoencoder, "refiner": config.refiner, "upsampler": config.upsampler}
+    record = {**nodes, "seed": given.seed, "from_noise": given.from_noise, "prompt": given.prompt}
+    stage = _build(located(nodes, Path(config.paths.models)), device)
+    loaded = [(path, *_read(path, given.prompt, stage.autoencoder, device, dry=True)) for path in inputs]
+    prompts = {path: _prompt(cache, prompt) for path, prompt, _ in loaded}
+    own_folder(given.out, RECORD_NAME, record)
+    missing = [path for path in inputs if not (given.out / f"{path.stem}.mp4").is_file()]
+    with ClipProgress("refining clips", len(missing)) as progress:
+        for path in missing:
+            prompt, latents = _read(path, given.prompt, stage.autoencoder, device)
+            assert latents is not None
+            _refine_one(stage, latents, prompt, prompts[path], given, given.out / path.stem)
+            progress.advance(1)
+
+
+def _build(nodes: dict[str, Any], device: torch.device) -> Stage:
+    def part(name: str) -> Any:
+        return None if nodes[name] is None else instantiate(nodes[name]).to(device)
+
+    stage = Stage(part("autoencoder"), part("refiner"), part("upsampler"), device)
+    if stage.autoencoder.spec != stage.refiner.spec:
+        raise ValueError(
+            f"latents are {stage.autoencoder.spec}, the refiner reads {stage.refiner.spec}; "
+            "choose the autoencoder that it was trained with: autoencoder=<option>"
+        )
+    return stage
+
+
+def _check_inputs(inputs: Sequence[Path], given: argparse.Namespace) -> None:
+    if not inputs:
+        raise ValueError("no input; give mp4s, or latents as `python -m sana_train.cli.sample` leaves them")
+    stems = [path.stem for path in inputs]
+    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+    if twice:
+        raise ValueError(
+            f"inputs share the name {', '.join(twice)}, by which results are called; rename some"
+        )
+    for path in inputs:
+        if path.suffix not in (".mp4", ".safetensors"):
+            raise ValueError(f"{path}: expected an .mp4, or latents in a .safetensors")
+        if path.suffix == ".mp4" and given.prompt is None:
+            raise ValueError(f"{path} does not say what it shows; give its prompt with --prompt")
+
+
+def _read(
+    path: Path, prompt: str | None, autoencoder: Autoencoder, device: torch.device, dry: bool = False
+) -> tuple[str, VideoLatents | None]:
+    """(prompt, normalised latents); of an mp4 no latents if ``dry``, after its header was looked at."""
+    if path.suffix == ".safetensors":
+        latents, own = read_latents(path)
+        if latents.space != autoencoder.fingerprint():
+            raise ValueError(
+                f"{path} holds latents of autoencoder {latents.space}, the refiner lives in the space of "
+                f"{autoencoder.fingerprint()}; refine the mp4 that they decode to, which is encoded anew"
+            )
+        values = latents.values.to(device)
+        if not latents.is_normalised:
+            values = autoencoder.normalise(values)
+        return prompt or own, VideoLatents(values, latents.space, True, latents.fps)
+    assert prompt is not None
+    if not path.is_file():
+        raise FileNotFoundError(f"no clip at {path.absolute()}")
+    try:
+        return prompt, _encoded(path, autoencoder, device, dry)
+    except BadClip as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _encoded(path: Path, autoencoder: Autoencoder, device: torch.device, dry: bool) -> VideoLatents | None:
+    """Normalised latents of an mp4; None if ``dry``, after its header was looked at."""
+    data = path.read_bytes()
+    header = probe_clip(data)
+    size = _cut(VideoShape(header.frames, header.height_px, header.width_px), autoencoder.spec, path, not dry)
+    if dry:
+        return None
+    whole = decode_clip(data, replace(size, height_px=header.height_px, width_px=header.width_px))
+    top, left = (header.height_px - size.height_px) // 2, (header.width_px - size.width_px) // 2
+    video = to_float(whole[:, :, top : top + size.height_px, left : left + size.width_px])[None]
+    with torch.no_grad(), _half(device):
+        values = autoencoder.normalise(autoencoder.encode(video.to(device)))
+    fps = header.fps or 16.0  # an mp4 without a rate: SANA-Video's
+    return VideoLatents(values.float(), autoencoder.fingerprint(), True, fps)
+
+
+def _cut(size: VideoShape, spec: LatentSpec, path: Path, says: bool) -> VideoShape:
+    """The largest clip inside that the space takes.
+
+    Raises:
+        ValueError: not one latent fits.
+    """
+    frames = 1 + (size.frames - 1) // spec.stride_t * spec.stride_t
+    height_px, width_px = (side // spec.stride_h * spec.stride_h for side in (size.height_px, size.width_px))
+    if frames < 1 or height_px < 1 or width_px < 1:
+        raise ValueError(f"{path} is {size.height_px}x{size.width_px}x{size.frames}: smaller than one latent")
+    cut = VideoShape(frames, height_px, width_px)
+    if says and cut != size:
+        logger.warning("%s: %s is cut to %s for the autoencoder", path, _text(size), _text(cut))
+    return cut
+
+
+def _text(size: VideoShape) -> str:
+    return f"{size.height_px}x{size.width_px}x{size.frames}"
+
+
+def _prompt(cache: PromptCache, prompt: str) -> PromptEmbeddings:
+    """Of one clip, as a batch."""
+    try:
+        one = cache[prompt]
+    except KeyError as error:
+        raise ValueError(
+            f"{error.args[0]}; add it to the file and call cli.precompute --prompts again, or choose one of "
+            "the cached with --prompt"
+        ) from error
+    return PromptEmbeddings(one.video[None], one.audio[None], one.mask[None])
+
+
+def _refine_one(
+    stage: Stage,
+    latents: VideoLatents,
+    prompt: str,
+    prompts: PromptEmbeddings,
+    given: argparse.Namespace,
+    stem: Path,
+) -> None:
+    """One clip through stage 2; its mp4 is written last."""
+    seconds: dict[str, float] = {}
+    if stage.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    larger = latents
+    with _timed(seconds, "upsample", stage.device):
+        if stage.upsampler is not None:
+            larger = stage.upsampler.upsample(latents, stage.autoencoder)
+    rng = SampleRng(given.seed, torch.zeros(1, dtype=torch.int64, device=stage.device))
+    video_noise = rng.normal("refine/video", tuple(larger.values.shape[1:]))
+    audio_noise = rng.normal("refine/audio", stage.refiner.audio_shape(larger))
+    with _timed(seconds, "refine", stage.device):
+        refined = stage.refiner.refine(larger, prompts, video_noise, audio_noise, from_noise=given.from_noise)
+    with _timed(seconds, "decode", stage.device):
+        after = _decode(stage.autoencoder, refined)
+    before = _decode(stage.autoencoder, latents)
+    fps = max(1, round(latents.fps))
+    write_latents(stem.with_suffix(".safetensors"), refined, prompt)
+    columns = {"stage 1": _resized(before, after), "stage 2": after}
+    side_by_side_video(stem.with_name(f"{stem.name}_stages.mp4"), [prompt], columns, fps)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if stage.device.type == "cuda" else None
+    size = VideoShape(after.shape[2], after.shape[3], after.shape[4])
+    facts = {"seconds": seconds, "peak_gib": peak, "size": asdict(size), "prompt": prompt}
+    write_json(stem.with_suffix(".json"), facts)
+    with publish_file(stem.with_suffix(".mp4")) as scratch:
+        scratch.write_bytes(encode_clip(after[0], fps, crf=12, pixel_format="yuv420p"))
+
+
+@torch.no_grad()
+def _decode(autoencoder: Autoencoder, latents: VideoLatents) -> Tensor:
+    with _half(latents.values.device):
+        return autoencoder.decode(autoencoder.denormalise(latents.values)).float()
+
+
+def _half(device: torch.device) -> torch.autocast:
+    """bf16 autocast on a GPU, as the autoencoders run in training."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+def _resized(video: Tensor, like: Tensor) -> Tensor:
+    """(1, 3, F, H, W) at the height and width of ``like``, bicubic."""
+    frames = rearrange(video, "b c f h w -> (b f) c h w")
+    larger = F.interpolate(frames, like.shape[3:], mode="bicubic", antialias=True).clamp(-1, 1)
+    return rearrange(larger, "(b f) c h w -> b c f h w", b=len(video))
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str, device: torch.device) -> Iterator[None]:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    yield
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds[name] = time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
