@@ -80,4 +80,6 @@ def _typed_value(annotation: Any, value: Any) -> Any:
                 return _typed(choice, value)
     if isinstance(value, list) and typing.get_origin(annotation) is tuple:
         return tuple(value)
+    if isinstance(value, list) and typing.get_origin(annotation) is list:
+        return [_typed_value(choices[0], item) for item in value]
     return value

@@ -15,6 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from sana_train.cli import (
     benchmark_loader,
     convert,
+    page,
     plan,
     precompute,
     prepare_data,
@@ -57,6 +58,8 @@ def check(words: list[str]) -> None:
         case ["python" | "python3", "-m", "sana_train.cli.plan", *rest]:
             check_overrides(plan.parser().parse_intermixed_args(rest).overrides)
             GlobalHydra.instance().clear()
+        case ["python" | "python3", "-m", "sana_train.cli.page", *rest]:
+            page.parser().parse_args(rest)
         case ["python" | "python3", "-m", "sana_train.cli.refine", *rest]:
             words = refine.parser().parse_intermixed_args(rest).words
             check_overrides([word for word in words if "=" in word], "refine", RefineConfig)
