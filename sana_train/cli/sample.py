@@ -94,11 +94,12 @@ def sample(given: argparse.Namespace) -> Path:
         raise ValueError("an empty --prompt says nothing; leave it out")
     config = load(check_overrides(leave_out_parts(given.overrides)))
     nodes = {"autoencoder": config.autoencoder, "text": config.text}
-    config = replace(config, **located(nodes, Path(config.paths.models)))
+    here = replace(config, **located(nodes, Path(config.paths.models)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     artifact = read_artifact(given.checkpoint, given.weights, None)
-    parts = Parts(config, device)
+    parts = Parts(here, device)
     _check_space(artifact, parts)
+    _check_text(artifact, parts)
     size = given.size or clip_size(config)
     shape = parts.autoencoder.spec.latent_shape(size)
     clips = [prompt for prompt in prompts for _ in range(given.per_prompt)]
@@ -109,7 +110,6 @@ def sample(given: argparse.Namespace) -> Path:
     if not missing:
         return given.out
     model: Any = load_dit(lambda: instantiate(artifact.model), artifact.state, device).eval()
-    _check_text(model, parts)
     generator = instantiate(_generator(config))
     is_half = pick_precision(config.training.precision, device) == "bf16-mixed"
     with ClipProgress("sampling clips", len(missing)) as progress, torch.no_grad():
@@ -176,12 +176,13 @@ def _check_space(artifact: Artifact, parts: Parts) -> None:
         )
 
 
-def _check_text(model: Any, parts: Parts) -> None:
-    width, null = parts.text_encoder.dim, model.null_context
-    if null.shape[1] != width or null.shape[0] < parts.text_encoder.max_tokens:
+def _check_text(artifact: Artifact, parts: Parts) -> None:
+    given = parts.text_encoder.max_tokens, parts.text_encoder.dim
+    read = artifact.model["max_tokens"], artifact.model["caption_dim"]
+    if given != read:
         raise ValueError(
-            f"the text encoder gives {parts.text_encoder.max_tokens} tokens of width {width}, the DiT reads "
-            f"{null.shape[0]} of {null.shape[1]}; choose the one it was trained with, text=<option>"
+            f"the text encoder gives {given[0]} tokens of width {given[1]}, the DiT reads {read[0]} of "
+            f"{read[1]}; choose the one it was trained with, text=<option>"
         )
 
 

@@ -98,9 +98,11 @@ def test_bad_input_leaves_nothing(tmp_path: Path) -> None:
         run(out, checkpoint=str(tmp_path))
     with pytest.raises(SystemExit, match="no prompts at"):
         main([DIT, str(out), *OVERRIDES, "--prompts", str(tmp_path / "none.txt")])
-    assert not out.exists()
     with pytest.raises(SystemExit, match=r"gives 48 tokens of width 128, the DiT reads 48 of 256"):
         run(out, "text.dim=128")
+    with pytest.raises(SystemExit, match=r"(?s)not on this machine.*autoencoder.weights = nowhere"):
+        run(out, "autoencoder.weights=nowhere")
+    assert not out.exists()
 
 
 def test_latent_files_of_another_kind_are_refused(tmp_path: Path) -> None:
