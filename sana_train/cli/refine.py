@@ -28,7 +28,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +43,19 @@ from sana_train.cli.load import load_as
 from sana_train.cli.own_folder import own_folder
 from sana_train.cli.preflight import check_overrides, leave_out_parts
 from sana_train.cli.process import exit_when_preempted, readable_errors
+from sana_train.cli.refine_inputs import check_names, examine, half, load_latents
 from sana_train.cli.wanted import located
-from sana_train.data.latent_file import read_latents, write_latents
+from sana_train.data.latent_file import write_latents
 from sana_train.data.progress import ClipProgress
-from sana_train.data.video import BadClip, decode_clip, encode_clip, probe_clip, to_float
+from sana_train.data.video import encode_clip
 from sana_train.evaluation.strips import side_by_side_video
 from sana_train.protocols import Autoencoder
 from sana_train.text.prompt_cache import PromptCache, PromptEmbeddings
-from sana_train.types import LatentSpec, VideoLatents, VideoShape
+from sana_train.types import VideoLatents, VideoShape
 from sana_train.utils.files import publish_file, write_json
 from sana_train.utils.rng import SampleRng
 
 RECORD_NAME = "refine.json"
-logger = logging.getLogger(__name__)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -97,7 +97,7 @@ def refine(given: argparse.Namespace) -> None:
     """
     overrides = [word for word in given.words if "=" in word and not Path(word).exists()]
     inputs = [Path(word) for word in given.words if word not in overrides]
-    _check_inputs(inputs, given)
+    check_names(inputs, given.prompt)
     config = load_as(
         check_overrides(leave_out_parts(overrides, "refine"), "refine", RefineConfig), RefineConfig
     )
@@ -106,15 +106,14 @@ def refine(given: argparse.Namespace) -> None:
     nodes = {"autoencoder": config.autoencoder, "refiner": config.refiner, "upsampler": config.upsampler}
     record = {**nodes, "seed": given.seed, "from_noise": given.from_noise, "prompt": given.prompt}
     stage = _build(located(nodes, Path(config.paths.models)), device)
-    loaded = [(path, *_read(path, given.prompt, stage.autoencoder, device, dry=True)) for path in inputs]
-    prompts = {path: _prompt(cache, prompt) for path, prompt, _ in loaded}
+    examined = [examine(path, given.prompt, stage.autoencoder) for path in inputs]
+    prompts = {each.prompt: _prompt(cache, each.prompt) for each in examined}
     own_folder(given.out, RECORD_NAME, record)
-    missing = [path for path in inputs if not (given.out / f"{path.stem}.mp4").is_file()]
+    missing = [each for each in examined if not (given.out / f"{each.path.stem}.mp4").is_file()]
     with ClipProgress("refining clips", len(missing)) as progress:
-        for path in missing:
-            prompt, latents = _read(path, given.prompt, stage.autoencoder, device)
-            assert latents is not None
-            _refine_one(stage, latents, prompt, prompts[path], given, given.out / path.stem)
+        for each in missing:
+            latents = load_latents(each, stage.autoencoder, device)
+            _refine_one(stage, latents, each.prompt, prompts[each.prompt], given, given.out / each.path.stem)
             progress.advance(1)
 
 
@@ -129,82 +128,6 @@ def _build(nodes: dict[str, Any], device: torch.device) -> Stage:
             "choose the autoencoder that it was trained with: autoencoder=<option>"
         )
     return stage
-
-
-def _check_inputs(inputs: Sequence[Path], given: argparse.Namespace) -> None:
-    if not inputs:
-        raise ValueError("no input; give mp4s, or latents as `python -m sana_train.cli.sample` leaves them")
-    stems = [path.stem for path in inputs]
-    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
-    if twice:
-        raise ValueError(
-            f"inputs share the name {', '.join(twice)}, by which results are called; rename some"
-        )
-    for path in inputs:
-        if path.suffix not in (".mp4", ".safetensors"):
-            raise ValueError(f"{path}: expected an .mp4, or latents in a .safetensors")
-        if path.suffix == ".mp4" and given.prompt is None:
-            raise ValueError(f"{path} does not say what it shows; give its prompt with --prompt")
-
-
-def _read(
-    path: Path, prompt: str | None, autoencoder: Autoencoder, device: torch.device, dry: bool = False
-) -> tuple[str, VideoLatents | None]:
-    """(prompt, normalised latents); of an mp4 no latents if ``dry``, after its header was looked at."""
-    if path.suffix == ".safetensors":
-        latents, own = read_latents(path)
-        if latents.space != autoencoder.fingerprint():
-            raise ValueError(
-                f"{path} holds latents of autoencoder {latents.space}, the refiner lives in the space of "
-                f"{autoencoder.fingerprint()}; refine the mp4 that they decode to, which is encoded anew"
-            )
-        values = latents.values.to(device)
-        if not latents.is_normalised:
-            values = autoencoder.normalise(values)
-        return prompt or own, VideoLatents(values, latents.space, True, latents.fps)
-    assert prompt is not None
-    if not path.is_file():
-        raise FileNotFoundError(f"no clip at {path.absolute()}")
-    try:
-        return prompt, _encoded(path, autoencoder, device, dry)
-    except BadClip as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _encoded(path: Path, autoencoder: Autoencoder, device: torch.device, dry: bool) -> VideoLatents | None:
-    """Normalised latents of an mp4; None if ``dry``, after its header was looked at."""
-    data = path.read_bytes()
-    header = probe_clip(data)
-    size = _cut(VideoShape(header.frames, header.height_px, header.width_px), autoencoder.spec, path, not dry)
-    if dry:
-        return None
-    whole = decode_clip(data, replace(size, height_px=header.height_px, width_px=header.width_px))
-    top, left = (header.height_px - size.height_px) // 2, (header.width_px - size.width_px) // 2
-    video = to_float(whole[:, :, top : top + size.height_px, left : left + size.width_px])[None]
-    with torch.no_grad(), _half(device):
-        values = autoencoder.normalise(autoencoder.encode(video.to(device)))
-    fps = header.fps or 16.0  # an mp4 without a rate: SANA-Video's
-    return VideoLatents(values.float(), autoencoder.fingerprint(), True, fps)
-
-
-def _cut(size: VideoShape, spec: LatentSpec, path: Path, says: bool) -> VideoShape:
-    """The largest clip inside that the space takes.
-
-    Raises:
-        ValueError: not one latent fits.
-    """
-    frames = 1 + (size.frames - 1) // spec.stride_t * spec.stride_t
-    height_px, width_px = (side // spec.stride_h * spec.stride_h for side in (size.height_px, size.width_px))
-    if frames < 1 or height_px < 1 or width_px < 1:
-        raise ValueError(f"{path} is {size.height_px}x{size.width_px}x{size.frames}: smaller than one latent")
-    cut = VideoShape(frames, height_px, width_px)
-    if says and cut != size:
-        logger.warning("%s: %s is cut to %s for the autoencoder", path, _text(size), _text(cut))
-    return cut
-
-
-def _text(size: VideoShape) -> str:
-    return f"{size.height_px}x{size.width_px}x{size.frames}"
 
 
 def _prompt(cache: PromptCache, prompt: str) -> PromptEmbeddings:
@@ -257,13 +180,8 @@ def _refine_one(
 
 @torch.no_grad()
 def _decode(autoencoder: Autoencoder, latents: VideoLatents) -> Tensor:
-    with _half(latents.values.device):
+    with half(latents.values.device):
         return autoencoder.decode(autoencoder.denormalise(latents.values)).float()
-
-
-def _half(device: torch.device) -> torch.autocast:
-    """bf16 autocast on a GPU, as the autoencoders run in training."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 def _resized(video: Tensor, like: Tensor) -> Tensor:
