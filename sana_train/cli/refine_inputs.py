@@ -38,9 +38,7 @@ def check_names(paths: Sequence[Path], prompt: str | None) -> None:
     stems = [path.stem for path in paths]
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
     if twice:
-        raise ValueError(
-            f"inputs share the name {', '.join(twice)}, which results are called by; rename"
-        )
+        raise ValueError(f"inputs share the name {', '.join(twice)}, which results are called by; rename")
     for path in paths:
         if path.suffix not in (".mp4", ".safetensors"):
             raise ValueError(f"{path}: expected an .mp4, or latents in a .safetensors")
