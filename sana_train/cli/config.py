@@ -172,6 +172,7 @@ class RunConfig:
     adaptation: Node | None = None
     convergence: ConvergenceConfig | None = None
     reader: Node | None = None
+    refiner: Node | None = None
 
 
 @dataclass(frozen=True)

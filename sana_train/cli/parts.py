@@ -118,6 +118,11 @@ class Parts:
     def reader(self) -> Reader | None:
         return None if self.cfg.reader is None else instantiate(self.cfg.reader).to(self.device)
 
+    @cached_property
+    def refiner(self) -> nn.Module:
+        """Stage 2, for the task that trains it."""
+        return instantiate(self._section("refiner")).to(self.device)
+
     # The DiT -----------------------------------------------------------------------------------
 
     @cached_property

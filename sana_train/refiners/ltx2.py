@@ -107,7 +107,8 @@ class LTX2Refiner(nn.Module):
             transformer = load_diffusers(
                 transformer, weights, _REMEDY, part="transformer", dtype=_DTYPES[dtype]
             )
-        self.transformer: Any = transformer.to(_DTYPES[dtype])
+        # diffusers' own `to` warns of modules to keep in float32, of which this class has none.
+        self.transformer: Any = nn.Module.to(transformer, _DTYPES[dtype])
         if lora is not None:
             fuse_lora_(self.transformer, Path(lora), lora_strength)
         self.requires_grad_(False).eval()
@@ -147,14 +148,15 @@ class LTX2Refiner(nn.Module):
         branch = MODES[self.audio]
         values = latents.values.to(torch.float32)
         share = 1.0 if from_noise else times[0]
-        video = _pack((1.0 - share) * values + share * video_noise.to(values))
+        video = pack((1.0 - share) * values + share * video_noise.to(values))
         audio = branch.start(audio_noise.to(values), times[0])
         sizes, num_video = (video.shape, audio.shape), video[0].numel()
 
         def velocity(state: Tensor, t: Tensor) -> Tensor:
             """Both streams in one state (B, N*C + L*Ca), as they share every time."""
             tokens = [part.view(size) for part, size in zip(_split(state, num_video), sizes, strict=True)]
-            moved, heard = self._evaluate(tokens[0], tokens[1], t, latents, prompts)
+            grid = (values.shape[2], values.shape[3], values.shape[4])
+            moved, heard = self.velocities(tokens[0], tokens[1], t, prompts, grid, latents.fps)
             still = torch.zeros_like(heard) if branch.is_clean else heard
             return torch.cat([moved.flatten(1), still.flatten(1)], dim=1)
 
@@ -163,16 +165,22 @@ class LTX2Refiner(nn.Module):
         refined = _unpack(_split(end, num_video)[0].view(sizes[0]), values.shape)
         return VideoLatents(refined.to(latents.values.dtype), latents.space, True, latents.fps)
 
-    def _evaluate(
-        self, video: Tensor, audio: Tensor, t: Tensor, latents: VideoLatents, prompts: PromptEmbeddings
+    def velocities(
+        self,
+        video: Tensor,
+        audio: Tensor,
+        t: Tensor,
+        prompts: PromptEmbeddings,
+        grid: tuple[int, int, int],
+        fps: float,
     ) -> tuple[Tensor, Tensor]:
-        """One forward pass: velocities of both streams, (B, N, C) and (B, L, Ca) in float32."""
+        """One evaluation: noisy tokens (B, N, C), (B, L, Ca) at times (B,) -> their velocities in float32."""
         branch = MODES[self.audio]
         dtype = self.transformer.dtype
         timestep = t * self.transformer.config.timestep_scale_multiplier  # (B,), of 0..1000
         audio_timestep = torch.zeros_like(timestep) if branch.is_clean else timestep
         mask = prompts.mask.to(video.device)
-        num_frames, height, width = latents.values.shape[2:]
+        num_frames, height, width = grid
         moved, heard = self.transformer(
             hidden_states=video.to(dtype),
             audio_hidden_states=audio.to(dtype),
@@ -187,7 +195,7 @@ class LTX2Refiner(nn.Module):
             num_frames=num_frames,
             height=height,
             width=width,
-            fps=latents.fps,
+            fps=fps,
             audio_num_frames=audio.shape[1],
             isolate_modalities=branch.is_isolated,
             return_dict=False,
@@ -224,7 +232,8 @@ class LTX2Refiner(nn.Module):
                 )
 
 
-def _pack(values: Tensor) -> Tensor:
+def pack(values: Tensor) -> Tensor:
+    """(B, C, T, H, W) -> (B, N, C)."""
     return rearrange(values, "b c t h w -> b (t h w) c")
 
 

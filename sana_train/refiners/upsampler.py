@@ -58,7 +58,7 @@ class LTX2Upsampler(nn.Module):
                 part="latent_upsampler",
                 dtype=_DTYPES[dtype],
             )
-        self.network: Any = network.to(_DTYPES[dtype])
+        self.network: Any = nn.Module.to(network, _DTYPES[dtype])
         self.requires_grad_(False).eval()
 
     @torch.no_grad()
