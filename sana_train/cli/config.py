@@ -173,6 +173,7 @@ class RunConfig:
     convergence: ConvergenceConfig | None = None
     reader: Node | None = None
     refiner: Node | None = None
+    upsampler: Node | None = None
 
 
 @dataclass(frozen=True)

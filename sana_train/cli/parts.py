@@ -123,6 +123,11 @@ class Parts:
         """Stage 2, for the task that trains it."""
         return instantiate(self._section("refiner")).to(self.device)
 
+    @cached_property
+    def upsampler(self) -> nn.Module:
+        """Between the stages, for the task that trains it."""
+        return instantiate(self._section("upsampler")).to(self.device)
+
     # The DiT -----------------------------------------------------------------------------------
 
     @cached_property

@@ -16,7 +16,7 @@ from typing import Any
 from sana_train.cli.config import RunConfig
 from sana_train.cli.schema import TARGET
 
-_SECTIONS = ("autoencoder", "text", "reader", "refiner")  # whose node may hold ``weights``
+_SECTIONS = ("autoencoder", "text", "reader", "refiner", "upsampler")  # whose node may hold ``weights``
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def test_what_is_published_refines_as_what_was_judged(tmp_path: Path) -> None:
     assert {"before/psnr_db", "after/psnr_db", "before/spectrum_gap", "after/spectrum_gap"} <= set(metrics)
     assert json.loads((tmp_path / "export" / "record.json").read_text())["heldout"] == metrics
     again = make_task(weights=str(tmp_path / "export"))
-    assert again._heldout(heldout) == pytest.approx(metrics, rel=1e-4)
+    assert again.judge(heldout) == pytest.approx(metrics, rel=1e-4)
 
 
 def test_stage_one_like_clips_have_lost_fine_detail() -> None:

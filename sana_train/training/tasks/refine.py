@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import torch
 from einops import rearrange
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,8 +25,8 @@ from sana_train.flow.time_sampling import TimeSampler
 from sana_train.protocols import Autoencoder, ClipSource, Reader, TextEncoder
 from sana_train.refiners.ltx2 import LTX2Refiner, pack
 from sana_train.text.prompt_cache import PromptEmbeddings
+from sana_train.training.tasks.diffusers_export import publish_diffusers, round_to_bf16
 from sana_train.types import Batch, VideoLatents
-from sana_train.utils.files import publish_directory, write_json
 from sana_train.utils.rng import SampleRng
 
 _BATCH = 16  # clips at once at the end
@@ -151,26 +150,14 @@ class RefineTask:
             The held-out metrics: of stage-1-like clips resized (``before``) and of refined ones (``after``).
         """
         del train
-        with torch.no_grad():
-            for parameter in self.model.parameters():  # judged is what is published
-                parameter.copy_(parameter.to(torch.bfloat16))
-        metrics = self._heldout(heldout)
-        with publish_directory(directory) as scratch:
-            config: Any = self.refiner.transformer.config
-            state = {
-                name: value.detach().cpu().to(torch.bfloat16).contiguous()
-                for name, value in self.model.state_dict().items()
-            }
-            (scratch / "transformer").mkdir()
-            save_file(state, scratch / "transformer" / "diffusion_pytorch_model.safetensors")
-            public = {name: value for name, value in config.items() if not name.startswith("_")}
-            public["_class_name"] = type(self.model).__name__
-            write_json(scratch / "transformer" / "config.json", public)
-            write_json(scratch / "record.json", {**record, "heldout": metrics})
+        round_to_bf16(self.model)
+        metrics = self.judge(heldout)
+        publish_diffusers(directory, "transformer", self.model, {**record, "heldout": metrics})
         return metrics
 
     @torch.no_grad()
-    def _heldout(self, heldout: ClipSource) -> dict[str, float]:
+    def judge(self, heldout: ClipSource) -> dict[str, float]:
+        """Held-out metrics, means over clips to which they apply."""
         self.model.eval()
         device = next(self.model.parameters()).device
         rows: dict[str, list[Tensor]] = {}
