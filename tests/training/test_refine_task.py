@@ -63,11 +63,11 @@ def test_both_losses_fall() -> None:
         assert {name: tuple(value.shape) for name, value in losses.items()} == dict.fromkeys(
             ("loss", "video", "audio"), (8,)
         )
-        first = first or {name: float(value.mean()) for name, value in losses.items()}
+        first = first or {name: float(value.detach().mean()) for name, value in losses.items()}
         optimiser.zero_grad()
         losses["loss"].mean().backward()
         optimiser.step()
-    last = {name: float(value.mean()) for name, value in losses.items()}
+    last = {name: float(value.detach().mean()) for name, value in losses.items()}
     assert last["video"] < 0.8 * first["video"]
     assert last["audio"] < 0.8 * first["audio"]
 
