@@ -33,9 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor
-from torch.nn import functional as F
 
 from sana_train.cli.config import RefineConfig
 from sana_train.cli.instantiate import instantiate
@@ -49,6 +47,7 @@ from sana_train.data.latent_file import write_latents
 from sana_train.data.progress import ClipProgress
 from sana_train.data.video import encode_clip
 from sana_train.evaluation.strips import side_by_side_video
+from sana_train.evaluation.video_stats import resized
 from sana_train.protocols import Autoencoder
 from sana_train.text.prompt_cache import PromptCache, PromptEmbeddings
 from sana_train.types import VideoLatents, VideoShape
@@ -104,11 +103,12 @@ def refine(given: argparse.Namespace) -> None:
     cache = PromptCache(given.cache, None)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     nodes = {"autoencoder": config.autoencoder, "refiner": config.refiner, "upsampler": config.upsampler}
-    record = {**nodes, "seed": given.seed, "from_noise": given.from_noise, "prompt": given.prompt}
     stage = _build(located(nodes, Path(config.paths.models)), device)
     examined = [examine(path, given.prompt, stage.autoencoder) for path in inputs]
     prompts = {each.prompt: _prompt(cache, each.prompt) for each in examined}
-    own_folder(given.out, RECORD_NAME, record)
+    chosen = {"seed": given.seed, "from_noise": given.from_noise, "prompt": given.prompt}
+    made_by = {"space": stage.autoencoder.fingerprint(), "text": cache.fingerprint}
+    own_folder(given.out, RECORD_NAME, {**nodes, **made_by, **chosen})
     missing = [each for each in examined if not (given.out / f"{each.path.stem}.mp4").is_file()]
     with ClipProgress("refining clips", len(missing)) as progress:
         for each in missing:
@@ -168,7 +168,7 @@ def _refine_one(
     before = _decode(stage.autoencoder, latents)
     fps = max(1, round(latents.fps))
     write_latents(stem.with_suffix(".safetensors"), refined, prompt)
-    columns = {"stage 1": _resized(before, after), "stage 2": after}
+    columns = {"stage 1": resized(before, *after.shape[3:]), "stage 2": after}
     side_by_side_video(stem.with_name(f"{stem.name}_stages.mp4"), [prompt], columns, fps)
     peak = torch.cuda.max_memory_allocated() / 2**30 if stage.device.type == "cuda" else None
     size = VideoShape(after.shape[2], after.shape[3], after.shape[4])
@@ -182,13 +182,6 @@ def _refine_one(
 def _decode(autoencoder: Autoencoder, latents: VideoLatents) -> Tensor:
     with half(latents.values.device):
         return autoencoder.decode(autoencoder.denormalise(latents.values)).float()
-
-
-def _resized(video: Tensor, like: Tensor) -> Tensor:
-    """(1, 3, F, H, W) at the height and width of ``like``, bicubic."""
-    frames = rearrange(video, "b c f h w -> (b f) c h w")
-    larger = F.interpolate(frames, like.shape[3:], mode="bicubic", antialias=True).clamp(-1, 1)
-    return rearrange(larger, "(b f) c h w -> b c f h w", b=len(video))
 
 
 @contextmanager

@@ -79,7 +79,7 @@ def write_prompt_list(folder: Path, prompts: list[str]) -> None:
 
 
 class PromptCache(Mapping[str, PromptEmbeddings]):
-    """Prompt -> its embeddings on the host, read when they are asked for.
+    """Prompt -> its embeddings on the host, read when they are asked for; ``fingerprint``: who made them.
 
     Args:
         path: a folder written by ``cli.precompute --prompts``.
@@ -101,7 +101,7 @@ class PromptCache(Mapping[str, PromptEmbeddings]):
                 f"the prompts in {path} were encoded by {spec['text_encoder']} {spec['text_fingerprint']}, "
                 f"this run's text encoder is {fingerprint}; cache them again, or use the one that made these"
             )
-        self.path = path
+        self.path, self.fingerprint = path, str(spec["text_fingerprint"])
         prompts = json.loads((path / PROMPTS_NAME).read_text())
         self._index = {prompt: index for index, prompt in enumerate(prompts)}
 

@@ -21,6 +21,7 @@ from sana_train.evaluation.convergence.levels import Levels
 from sana_train.text.gemma2 import Gemma2TextEncoder
 from sana_train.training import checkpoint as ckpt
 from sana_train.training.jsonl import read_jsonl
+from sana_train.training.tasks.inputs import normalised_latents
 
 
 @pytest.fixture(scope="module")
@@ -279,4 +280,4 @@ def test_work_is_counted_for_throughput(workplace: Any) -> None:
     work = work_of(batch)
     assert work.tokens == 3 * 4 * 4
     assert work.flops > work.tokens * sum(p.numel() for p in parts.model.parameters())
-    assert work_of(replace(batch, latents=task.latents(batch), video=None)) == work
+    assert work_of(replace(batch, latents=normalised_latents(batch, task.autoencoder), video=None)) == work

@@ -191,10 +191,12 @@ def test_the_readme_has_the_two_commands_each_with_its_set_up(documents) -> None
 
 
 def test_python_blocks_parse(documents) -> None:
-    for name, blocks in documents.items():
-        for block in blocks:
-            if block.language == "python":
-                compile(block.text, name, "exec")
+    python = [
+        (name, block) for name, blocks in documents.items() for block in blocks if block.language == "python"
+    ]
+    assert python
+    for name, block in python:
+        compile(block.text, name, "exec")  # raises SyntaxError
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from torch import Tensor
 from training_harness import make_clips, make_task
 
 from sana_train.training.tasks.flow import FlowTask
+from sana_train.training.tasks.inputs import normalised_latents
 from sana_train.types import Batch
 from sana_train.utils.rng import SampleRng
 
@@ -83,10 +84,10 @@ def test_a_clip_has_the_same_latents_inside_the_trainers_precision() -> None:
     conv = torch.nn.Conv3d(3, 4, 1)
     task.autoencoder.encode = conv  # type: ignore[method-assign]
     online = replace(batch, video=torch.randn(6, 3, 2, 3, 3), latents=None)
-    outside = task.latents(online)
+    outside = normalised_latents(online, task.autoencoder)
     with torch.autocast("cpu", torch.bfloat16):
         assert conv(online.video).dtype == torch.bfloat16
-        assert torch.equal(task.latents(online), outside)
+        assert torch.equal(normalised_latents(online, task.autoencoder), outside)
 
 
 def test_export_writes_weights_that_load_back(tmp_path: Path) -> None:

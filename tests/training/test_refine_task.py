@@ -15,10 +15,12 @@ from sana_train.cli.instantiate import instantiate
 from sana_train.cli.load import load_as
 from sana_train.cli.preflight import check_overrides
 from sana_train.data.world.clips import WorldClips
+from sana_train.evaluation.two_stage import heldout_means, stage_one_like
+from sana_train.evaluation.video_stats import resized
 from sana_train.flow.time_sampling import Uniform
 from sana_train.refiners.ltx2 import LTX2Refiner
 from sana_train.text.hashed import HashedTextEncoder
-from sana_train.training.tasks.refine import RefineTask, resize, stage_one_like
+from sana_train.training.tasks.refine import RefineTask
 from sana_train.types import Batch
 from sana_train.utils.rng import SampleRng
 
@@ -109,10 +111,28 @@ def test_stage_one_like_clips_have_lost_fine_detail() -> None:
     task = make_task()
     video = clips(2).batch(range(2)).video
     assert video is not None
-    assert torch.allclose(resize(video, 64, 64), video.clamp(-1, 1), atol=1e-5)
+    assert torch.allclose(resized(video, 64, 64), video.clamp(-1, 1), atol=1e-5)
     with torch.no_grad():
         before = stage_one_like(video, task.autoencoder)
     assert before.shape == video.shape
-    fine = (video - resize(resize(video, 32, 32), 64, 64)).square().mean()
-    left = (before - resize(resize(before, 32, 32), 64, 64)).square().mean()
+    fine = (video - resized(resized(video, 32, 32), 64, 64)).square().mean()
+    left = (before - resized(resized(before, 32, 32), 64, 64)).square().mean()
     assert left < 0.5 * fine
+
+
+def test_holes_and_what_does_not_apply_count_for_nothing() -> None:
+    source = clips(3)
+
+    class WithHole:
+        def __len__(self) -> int:
+            return 3
+
+        def batch(self, indices: Sequence[int]) -> Batch:
+            batch = source.batch(indices)
+            batch.weight[1] = 0.0
+            return batch
+
+    values = torch.tensor([1.0, 100.0, 3.0])
+    some = torch.tensor([5.0, 100.0, torch.nan])
+    found = heldout_means(lambda _: {"all": values, "some": some}, WithHole(), 3, torch.device("cpu"))
+    assert found == {"all": 2.0, "some": 5.0}

@@ -16,6 +16,7 @@ from sana_train.flow.path import noisy_latents, velocity_target
 from sana_train.flow.time_sampling import TimeSampler
 from sana_train.protocols import Autoencoder, ClipSource, Denoiser, TextEncoder
 from sana_train.text.dropout import drop_captions
+from sana_train.training.tasks.inputs import caption_context, normalised_latents
 from sana_train.types import Batch
 from sana_train.utils.files import publish_directory, write_json
 from sana_train.utils.rng import SampleRng
@@ -68,8 +69,8 @@ class FlowTask:
         return self._groups
 
     def step(self, batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
-        latents = self.latents(batch)
-        context, mask = self.context(batch, latents.device)
+        latents = normalised_latents(batch, self.autoencoder)
+        context, mask = caption_context(batch, self.text_encoder, latents.device)
         denoiser: Denoiser = self.model  # type: ignore[assignment]
         context, mask = drop_captions(context, mask, denoiser.null_context, rng, self.caption_dropout_prob)
         noise = rng.normal("noise", tuple(latents.shape[1:]))
@@ -81,24 +82,6 @@ class FlowTask:
         state = denoiser.prepare(context, mask)
         predicted = denoiser(noisy_latents(latents, noise, t), t, state)
         return velocity_loss(predicted, velocity_target(latents, noise))
-
-    @torch.no_grad()
-    def latents(self, batch: Batch) -> Tensor:
-        """Normalised latents (B, C, T, H, W) fp32, encoded here if the batch has only pixels."""
-        raw = batch.latents
-        if raw is None:
-            assert batch.video is not None
-            # As latents that are encoded once: training would otherwise differ by where they come from.
-            with torch.autocast(batch.video.device.type, enabled=False):
-                raw = self.autoencoder.encode(batch.video.float())
-        return self.autoencoder.normalise(raw.float())
-
-    def context(self, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Caption context (B, S, D) fp32 and mask (B, S)."""
-        if batch.context is not None and batch.context_mask is not None:
-            return batch.context.float(), batch.context_mask
-        context, mask = self.text_encoder.encode(batch.captions)
-        return context.to(device), mask.to(device)
 
     def export(self, directory: Path, train: ClipSource, heldout: ClipSource, record: dict[str, Any]) -> None:
         """Publish ``model.safetensors`` (parameters in bf16) and ``record.json``.

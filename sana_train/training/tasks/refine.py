@@ -12,13 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sana_train.data.world.sound import sound
-from sana_train.evaluation import video_stats
-from sana_train.evaluation.reconstruction import psnr
+from sana_train.evaluation.two_stage import compare, heldout_means, stage_one_like
 from sana_train.flow.objective import velocity_loss
 from sana_train.flow.path import noisy_latents, velocity_target
 from sana_train.flow.time_sampling import TimeSampler
@@ -26,10 +23,9 @@ from sana_train.protocols import Autoencoder, ClipSource, Reader, TextEncoder
 from sana_train.refiners.ltx2 import LTX2Refiner, pack
 from sana_train.text.prompt_cache import PromptEmbeddings
 from sana_train.training.tasks.diffusers_export import publish_diffusers, round_to_bf16
+from sana_train.training.tasks.inputs import caption_context, normalised_latents
 from sana_train.types import Batch, VideoLatents
 from sana_train.utils.rng import SampleRng
-
-_BATCH = 16  # clips at once at the end
 
 
 class RefineTask:
@@ -77,7 +73,7 @@ class RefineTask:
 
     def step(self, batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
         """``loss``, and ``video`` and ``audio`` alone, each (B,)."""
-        latents = self._latents(batch)
+        latents = normalised_latents(batch, self.autoencoder)
         prompts = self._prompts(batch, latents.device)
         audio = self._audio(batch, latents)
         noise = rng.normal("noise", tuple(latents.shape[1:]))
@@ -108,20 +104,8 @@ class RefineTask:
         audio_loss = velocity_loss(heard, velocity_target(audio, audio_noise))
         return {"loss": video_loss + self.audio_weight * audio_loss, "video": video_loss, "audio": audio_loss}
 
-    @torch.no_grad()
-    def _latents(self, batch: Batch) -> Tensor:
-        raw = batch.latents
-        if raw is None:
-            assert batch.video is not None
-            with torch.autocast(batch.video.device.type, enabled=False):
-                raw = self.autoencoder.encode(batch.video.float())
-        return self.autoencoder.normalise(raw.float())
-
     def _prompts(self, batch: Batch, device: torch.device) -> PromptEmbeddings:
-        if batch.context is not None and batch.context_mask is not None:
-            context, mask = batch.context.float(), batch.context_mask
-        else:
-            context, mask = (each.to(device) for each in self.text_encoder.encode(batch.captions))
+        context, mask = caption_context(batch, self.text_encoder, device)
         return PromptEmbeddings(context, context, mask)
 
     def _audio(self, batch: Batch, latents: Tensor) -> Tensor:
@@ -155,55 +139,23 @@ class RefineTask:
         publish_diffusers(directory, "transformer", self.model, {**record, "heldout": metrics})
         return metrics
 
-    @torch.no_grad()
     def judge(self, heldout: ClipSource) -> dict[str, float]:
         """Held-out metrics, means over clips to which they apply."""
         self.model.eval()
         device = next(self.model.parameters()).device
-        rows: dict[str, list[Tensor]] = {}
-        total = min(self.num_heldout_clips, len(heldout))
-        for first in range(0, total, _BATCH):
-            batch = heldout.batch(range(first, min(first + _BATCH, total))).to(device)
-            values = self._latents(batch)
-            truth = self._decode(values)
-            before = stage_one_like(truth, self.autoencoder)
-            latents = self._as_latents(self.autoencoder.normalise(self.autoencoder.encode(before).float()))
-            rng = SampleRng(0, batch.index)
-            noise = rng.normal("refine/video", tuple(values.shape[1:]))
-            audio_noise = rng.normal("refine/audio", self.refiner.audio_shape(latents))
-            refined = self.refiner.refine(latents, self._prompts(batch, device), noise, audio_noise)
-            clips = {"before": before, "after": self._decode(refined.values)}
-            for name, value in self._judge(clips, truth, batch).items():
-                rows.setdefault(name, []).append(value)
-        return {name: float(torch.cat(values).nanmean()) for name, values in rows.items()}
+        return heldout_means(self._judge, heldout, self.num_heldout_clips, device)
+
+    def _judge(self, batch: Batch) -> dict[str, Tensor]:
+        values = normalised_latents(batch, self.autoencoder)
+        truth = self._decode(values)
+        before = stage_one_like(truth, self.autoencoder)
+        latents = self._as_latents(self.autoencoder.normalise(self.autoencoder.encode(before).float()))
+        rng = SampleRng(0, batch.index)
+        noise = rng.normal("refine/video", tuple(values.shape[1:]))
+        audio_noise = rng.normal("refine/audio", self.refiner.audio_shape(latents))
+        refined = self.refiner.refine(latents, self._prompts(batch, values.device), noise, audio_noise)
+        clips = {"before": before, "after": self._decode(refined.values)}
+        return compare(clips, truth, self.reader, batch.attributes)
 
     def _decode(self, values: Tensor) -> Tensor:
         return self.autoencoder.decode(self.autoencoder.denormalise(values)).float()
-
-    def _judge(self, clips: dict[str, Tensor], truth: Tensor, batch: Batch) -> dict[str, Tensor]:
-        reference = video_stats.top_band_log_power(truth)
-        found = {}
-        for name, clip in clips.items():
-            found[f"{name}/psnr_db"] = psnr(clip, truth)
-            found[f"{name}/spectrum_gap"] = video_stats.spectrum_gap(
-                video_stats.top_band_log_power(clip), reference
-            )
-            if self.reader is not None:
-                small = resize(clip, clip.shape[3] // 2, clip.shape[4] // 2)
-                scores = self.reader.score(self.reader.read(small), batch.attributes)
-                found |= {f"{name}/accuracy/{key}": value.float() for key, value in scores.items()}
-        return found
-
-
-def stage_one_like(video: Tensor, autoencoder: Autoencoder) -> Tensor:
-    """A clip as stage 1 leaves it at half the size, with what its autoencoder loses, resized."""
-    height, width = video.shape[3:]
-    small = resize(video, height // 2, width // 2)
-    return resize(autoencoder.decode(autoencoder.encode(small)).float(), height, width)
-
-
-def resize(video: Tensor, height_px: int, width_px: int) -> Tensor:
-    """(B, 3, F, H, W) in [-1, 1], bicubic with anti-aliasing."""
-    frames = rearrange(video, "b c f h w -> (b f) c h w")
-    resized = F.interpolate(frames, (height_px, width_px), mode="bicubic", antialias=True).clamp(-1, 1)
-    return rearrange(resized, "(b f) c h w -> b c f h w", b=len(video))

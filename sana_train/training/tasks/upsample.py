@@ -11,16 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sana_train.evaluation import video_stats
-from sana_train.evaluation.reconstruction import psnr
+from sana_train.evaluation.two_stage import compare, heldout_means, stage_one_like
+from sana_train.evaluation.video_stats import resized
 from sana_train.protocols import Autoencoder, ClipSource
 from sana_train.refiners.upsampler import LTX2Upsampler
 from sana_train.training.tasks.diffusers_export import publish_diffusers, round_to_bf16
-from sana_train.training.tasks.refine import resize, stage_one_like
 from sana_train.types import Batch
 from sana_train.utils.rng import SampleRng
-
-_BATCH = 16  # clips at once at the end
 
 
 class UpsampleTask:
@@ -60,7 +57,7 @@ class UpsampleTask:
     def _latents(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """Raw latents at half the size, normalised ones at the whole."""
         with torch.autocast(video.device.type, enabled=False):
-            half = resize(video.float(), video.shape[3] // 2, video.shape[4] // 2)
+            half = resized(video.float(), video.shape[3] // 2, video.shape[4] // 2)
             whole = self.autoencoder.normalise(self.autoencoder.encode(video.float()))
             return self.autoencoder.encode(half), whole
 
@@ -78,25 +75,18 @@ class UpsampleTask:
         publish_diffusers(directory, "latent_upsampler", self.model, {**record, "heldout": metrics})
         return metrics
 
-    @torch.no_grad()
     def judge(self, heldout: ClipSource) -> dict[str, float]:
         """PSNR and the top band's gap to the clip as its own latents decode, means over held-out clips."""
         self.model.eval()
         device = next(self.model.parameters()).device
-        rows: dict[str, list[Tensor]] = {}
-        total = min(self.num_heldout_clips, len(heldout))
-        for first in range(0, total, _BATCH):
-            batch = heldout.batch(range(first, min(first + _BATCH, total))).to(device)
-            assert batch.video is not None
-            small, target = self._latents(batch.video)
-            truth, after = (self._decode(each) for each in (target, self._upsampled(small)))
-            reference = video_stats.top_band_log_power(truth)
-            clips = {"before": stage_one_like(batch.video.float(), self.autoencoder), "after": after}
-            for name, clip in clips.items():
-                gap = video_stats.spectrum_gap(video_stats.top_band_log_power(clip), reference)
-                rows.setdefault(f"{name}/psnr_db", []).append(psnr(clip, truth))
-                rows.setdefault(f"{name}/spectrum_gap", []).append(gap)
-        return {name: float(torch.cat(values).mean()) for name, values in rows.items()}
+        return heldout_means(self._judge, heldout, self.num_heldout_clips, device)
+
+    def _judge(self, batch: Batch) -> dict[str, Tensor]:
+        assert batch.video is not None
+        small, target = self._latents(batch.video)
+        truth, after = (self._decode(each) for each in (target, self._upsampled(small)))
+        before = stage_one_like(batch.video.float(), self.autoencoder)
+        return compare({"before": before, "after": after}, truth, None, {})
 
     def _decode(self, values: Tensor) -> Tensor:
         return self.autoencoder.decode(self.autoencoder.denormalise(values)).float()
