@@ -19,9 +19,9 @@ from sana_train.autoencoders.initialise import variance_preserving_
 from sana_train.autoencoders.layout import convolve_by_runs, is_channels_last, like
 
 # cuDNN indexes with 32 bits, and 40 frames of 720p exceed that at half resolution: 256 channels of
-# 352x640 are 2.3e9 numbers. A quarter of it keeps cuDNN's work space, and what norms and activations
+# 352x640 are 2.3e9 numbers. An eighth of it keeps cuDNN's work space, and what norms and activations
 # hold, small beside the activations themselves; larger calls are not faster.
-MAX_CONV_ELEMENTS = 2**29
+MAX_CONV_ELEMENTS = 2**28
 
 
 @dataclass
@@ -252,7 +252,13 @@ class DownBlock(nn.Module):
         self.main = ConvUnshuffle(in_channels, out_channels, time, space)
 
     def forward(self, x: Tensor, chunks: Chunks) -> Tensor:
-        return self.main(x, chunks) + averaging_shortcut(x, self.out_channels, self.time, self.space)
+        result = self.main(x, chunks)
+        step = max(1, MAX_CONV_ELEMENTS // x[:, :, : self.time].numel())
+        for start in range(0, result.shape[2], step):  # by runs of frames, as a convolution
+            frames = x[:, :, start * self.time : (start + step) * self.time]
+            place = result[:, :, start : start + step]
+            place += averaging_shortcut(frames, self.out_channels, self.time, self.space)
+        return result
 
 
 class UpBlock(nn.Module):
@@ -287,7 +293,10 @@ class OpList(nn.Module):
 
 
 class HeadToPixels(nn.Module):
-    """Norm, SiLU, convolution, shuffle to pixels: the decoder's end, without a shortcut."""
+    """Norm, SiLU, convolution, shuffle to pixels: the decoder's end, without a shortcut.
+
+    Without gradients the activation takes its input's place.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -297,4 +306,9 @@ class HeadToPixels(nn.Module):
 
     def forward(self, x: Tensor, chunks: Chunks) -> Tensor:
         norm, activation, head = self.op_list
-        return head(activation(norm(x)), chunks)
+        if torch.is_grad_enabled():
+            return head(activation(norm(x)), chunks)
+        step = max(1, MAX_CONV_ELEMENTS // x[:, :, :1].numel())
+        for frames in x.split(step, dim=2):
+            frames.copy_(activation(norm(frames)))
+        return head(x, chunks)

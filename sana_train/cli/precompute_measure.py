@@ -86,18 +86,9 @@ def measure(
     if not kept:
         raise ValueError(f"none of the first {len(indices)} clips of {split.name} can be decoded")
 
-    def load(index: int) -> LoadedClip:
-        return kept[index % len(kept)]
-
     encoder = encoders.encoder(device, split.clips.video, latents)
     with ClipProgress("measuring", 2 * num_clips) as progress:
-        bare_s = _bare(encoder, [load(i) for i in range(latents.batch_size)], num_clips, progress)
-        split.root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".measure.", dir=split.root) as folder:
-            targets = {name: Path(folder) / name / "shard-000000.tar" for name in encoder.autoencoders}
-            started_s = time.perf_counter()
-            encoder.run([ShardWork(range(num_clips), targets)], load, progress.advance)
-            pipeline_s = time.perf_counter() - started_s
+        bare_s, pipeline_s = bare_and_pipeline(encoder, kept, num_clips, split.root, progress)
     frames = num_decoded * split.clips.video.frames
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     rows = [
@@ -112,6 +103,31 @@ def measure(
         f"{num_cores()} cores\n"
     )
     return head + "".join(f"  {label:<26} {value}\n" for label, value in rows)
+
+
+def bare_and_pipeline(
+    encoder: ShardEncoder, clips: Sequence[LoadedClip], num_clips: int, root: Path, progress: ClipProgress
+) -> tuple[float, float]:
+    """Seconds for ``num_clips`` by the bare autoencoders, and by the pipeline, which writes shards to ``root``.
+
+    Args:
+        clips: decoded, in host memory, taken again and again.
+        root: where the shards lie until they are removed.
+        progress: told of ``2 * num_clips``.
+    """
+
+    def load(index: int) -> LoadedClip:
+        return clips[index % len(clips)]
+
+    batch = [load(i) for i in range(encoder.batch_size)]
+    bare_s = _bare(encoder, batch, num_clips, progress)
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".measure.", dir=root) as folder:
+        targets = {name: Path(folder) / name / "shard-000000.tar" for name in encoder.autoencoders}
+        started_s = time.perf_counter()
+        encoder.run([ShardWork(range(num_clips), targets)], load, progress.advance)
+        pipeline_s = time.perf_counter() - started_s
+    return bare_s, pipeline_s
 
 
 @torch.no_grad()
