@@ -131,16 +131,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = load(compose_config(["scale=2b"] if given.size == "2b" else ["scale=tiny", *wide]))
     shape = (128, *GRIDS[given.size])
     clips = LatentClips(benchmark_loader.random_latents(given.scratch / "latents", 64, shape), {})
-    rows = []
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows: list[dict[str, Any]] = []
+    record = {"size": given.size, "grid": GRIDS[given.size], "workers": WORKERS, "rows": rows}
+    record["environment"] = environment(device)
+    given.out.mkdir(parents=True, exist_ok=True)
     for policy in given.recompute:
         run_dir = given.scratch / "runs" / policy
         shutil.rmtree(run_dir, ignore_errors=True)
-        row = train(config, clips, policy, run_dir)
-        rows.append({**row, "counted_gib": counted_gib(config, shape, policy)})
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    record = {"size": given.size, "grid": GRIDS[given.size], "workers": WORKERS, "rows": rows}
-    given.out.mkdir(parents=True, exist_ok=True)
-    write_json(given.out / "train_step.json", {**record, "environment": environment(device)})
+        rows.append({**train(config, clips, policy, run_dir), "counted_gib": None})
+        write_json(given.out / "train_step.json", record)
+    for row in rows:  # last: counting takes a CPU minutes, and what was measured is kept if they are not left
+        row["counted_gib"] = counted_gib(config, shape, row["recompute"])
+    write_json(given.out / "train_step.json", record)
 
 
 if __name__ == "__main__":

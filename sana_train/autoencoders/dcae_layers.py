@@ -253,6 +253,8 @@ class DownBlock(nn.Module):
 
     def forward(self, x: Tensor, chunks: Chunks) -> Tensor:
         result = self.main(x, chunks)
+        if torch.is_grad_enabled():
+            return result + averaging_shortcut(x, self.out_channels, self.time, self.space)
         step = max(1, MAX_CONV_ELEMENTS // x[:, :, : self.time].numel())
         for start in range(0, result.shape[2], step):  # by runs of frames, as a convolution
             frames = x[:, :, start * self.time : (start + step) * self.time]
