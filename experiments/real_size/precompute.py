@@ -2,8 +2,9 @@
 
     python experiments/real_size/precompute.py OUT SCRATCH [--clips N] [--size tiny]
 
-What ``cli.precompute --measure N`` measures, without video files and a decoder: the clips are random uint8, the
-LTX-2 VAE has random weights, and captions go through the hashed encoder. Three turns; writes OUT/precompute.json.
+What ``cli.precompute --measure N`` measures, without video files and a decoder: the clips are random uint8,
+the LTX-2 VAE has random weights, and captions go through the hashed encoder. Three turns; writes
+OUT/precompute.json.
 ``--size tiny`` runs the same code in seconds, on a CPU too.
 """
 

@@ -107,6 +107,19 @@ def loop(part: Part) -> list[str]:
     return ["## The training loop", "", text, "", *table(head, rows)]
 
 
+def precompute(part: Part) -> list[str]:
+    rows = [
+        [number(turn["bare_s"], 2), number(turn["pipeline_s"], 2), f"{turn['ratio']:.1%}"]
+        for turn in part["turns"]
+    ]
+    text = (
+        f"{part['clips']} clips of {part['clip']} in each turn, {part['dtype']}, batches of {part['batch_size']}, "
+        f"{part['cores']} cores; the median is {part['ratio']:.1%} of the bare encoder's throughput."
+    )
+    head = ["bare encoder s", "pipeline from host memory s", "kept"]
+    return ["## Precompute, LTX-2", "", text, "", *table(head, rows)]
+
+
 def ways(name: str, part: Part) -> list[str]:
     head = [
         "way",
@@ -156,6 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lines += steps(timed)
     if "train_step" in parts:
         lines += loop(parts["train_step"])
+    if "precompute" in parts:
+        lines += precompute(parts["precompute"])
     for name, part in parts.items():
         if "autoencoder" in part:
             lines += ways(name, part)

@@ -11,6 +11,7 @@ OUT/train_step.json: per policy the ``speed/*`` that a run logs, and the peak th
 from __future__ import annotations
 
 import argparse
+import gc
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -139,9 +140,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for policy in given.recompute:
         run_dir = given.scratch / "runs" / policy
         shutil.rmtree(run_dir, ignore_errors=True)
+        gc.collect()  # a trainer refers to itself, so the run before is still in memory
+        torch.cuda.empty_cache()
         rows.append({**train(config, clips, policy, run_dir), "counted_gib": None})
         write_json(given.out / "train_step.json", record)
-    for row in rows:  # last: counting takes a CPU minutes, and what was measured is kept if they are not left
+    for row in rows:  # last: what was measured is kept if no time is left for it
         row["counted_gib"] = counted_gib(config, shape, row["recompute"])
     write_json(given.out / "train_step.json", record)
 

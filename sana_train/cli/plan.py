@@ -49,8 +49,9 @@ from sana_train.types import VideoShape
 
 _POLICIES: tuple[Recompute, ...] = ("none", "selective", "full")
 _GIB = 2**30
-# At 2B 5 % more were counted than allocated; the allocator took 3 % more than that (experiments/real_size).
-_MARGIN = 1.05
+# At 2B between 5 % more and 5 % less were counted than allocated; the allocator took up to 7 % more than that
+# (experiments/real_size).
+_MARGIN = 1.1
 
 
 def parser() -> argparse.ArgumentParser:

@@ -108,7 +108,7 @@ def measure(
 def bare_and_pipeline(
     encoder: ShardEncoder, clips: Sequence[LoadedClip], num_clips: int, root: Path, progress: ClipProgress
 ) -> tuple[float, float]:
-    """Seconds for ``num_clips`` by the bare autoencoders, and by the pipeline, which writes shards to ``root``.
+    """Seconds for ``num_clips`` by the bare autoencoders, and by the pipeline, which writes to ``root``.
 
     Args:
         clips: decoded, in host memory, taken again and again.

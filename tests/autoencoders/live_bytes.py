@@ -1,41 +1,27 @@
-"""Bytes that tensors hold, counted while code runs on meta: the memory of a true size without having it."""
+"""Memory on meta, and how large a tensor a convolution sees."""
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from sana_train.utils import live_bytes
 
 
-class LiveBytes(TorchDispatchMode):
-    """Storages made inside the block and still held.
+class LiveBytes(live_bytes.LiveBytes):
+    """Counts, and keeps the size of the largest tensor that a convolution read or wrote.
 
     Attributes:
-        now, peak: bytes, without those that were there before.
-        largest: numbers in the largest tensor that a convolution read or wrote.
+        largest: numbers in it.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = self.largest = 0
-        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.largest = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        result = super().__torch_dispatch__(func, types, args, kwargs)
         if func is torch.ops.aten.convolution.default:
-            self.largest = max(self.largest, args[0].numel(), *(tensor.numel() for tensor in tensors))
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            if storage not in self._seen:
-                self._seen.add(storage)
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._free, storage.nbytes())
+            self.largest = max(self.largest, args[0].numel(), result.numel())
         return result
-
-    def _free(self, size: int) -> None:
-        self.now -= size

@@ -156,7 +156,7 @@ def test_720p_on_a_gpu_of_24_gb() -> None:
     with torch.no_grad():
         latents = model.encode(torch.rand(1, 3, 41, 704, 1280, device="cuda").bfloat16())
         assert torch.isfinite(model.decode(latents)).all()
-    assert torch.cuda.max_memory_allocated() < 24e9
+    assert torch.cuda.max_memory_allocated() < 21e9
 
 
 def test_sums_in_place_leave_the_input_as_it_was() -> None:
@@ -181,7 +181,7 @@ def test_true_size_at_720p_stays_within_32_bits_and_a_stream_within_24_gb(use_st
         with torch.no_grad(), LiveBytes() as live:
             code(given)
         assert live.largest < 2**31
-        assert weights + live.peak < (21.6e9 if use_streaming else 33e9)
+        assert weights + live.peak < (19e9 if use_streaming else 28e9)
 
 
 @pytest.mark.parametrize("limit", [2**29, 16 * 16 * 16 * 4])

@@ -65,6 +65,7 @@ def measure_in_turns(
             _measure_pass(lambda m=autoencoder, z=latents: m.decode(z), device, decodes)
             del latents
             autoencoder.to("cpu")
+            torch.cuda.empty_cache()  # the next one's weights in a block of this one's would keep it reserved
             on_turn(1)
     return measured
 

@@ -71,7 +71,10 @@ class ReconstructionTask:
             lay_out(autoencoder, self._layout)
         self._losses: Callable[..., dict[str, Tensor]] = self._plain_losses
         if compile_mode != "none":
-            self._losses = torch.compile(self._plain_losses, mode=compile_mode, dynamic=False)
+            # Inductor's search for tilings asserts on the convolutions' chunk edges (pytorch/pytorch#191603).
+            without_search = {"triton.coalesce_tiling_analysis": False}
+            options = {**torch._inductor.list_mode_options(compile_mode), **without_search}
+            self._losses = torch.compile(self._plain_losses, options=options, dynamic=False)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"name": "all", "params": list(self.model.parameters())}]
