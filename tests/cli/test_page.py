@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sana_train.cli.page import DASHBOARDS, main, read_dashboard, write
+from sana_train.cli.page import main, write
+from sana_train.cli.panels import DASHBOARDS, read_dashboard
 from sana_train.data.latent_file import write_latents
 from sana_train.data.video import encode_clip
 from sana_train.types import VideoLatents
