@@ -62,3 +62,20 @@ def log_files(loggers: Sequence[Any], files: Mapping[str, Path], step: int) -> N
                 logger.log_video(name, [str(path)], step, format=[path.suffix[1:]])
             elif path.suffix in _IMAGES:
                 logger.log_image(name, [str(path)], step)
+
+
+def final_metrics(judged: Mapping[str, Any], prefix: str = "heldout") -> dict[str, float]:
+    """What a task says of its exported weights, under flat keys."""
+    flat: dict[str, float] = {}
+    for name, value in judged.items():
+        key = f"{prefix}/{name}"
+        flat |= final_metrics(value, key) if isinstance(value, Mapping) else {key: value}
+    return flat
+
+
+def log_final_metrics(loggers: Sequence[Any], judged: Mapping[str, Any] | None, step: int) -> None:
+    """Show ``final_metrics`` where runs are compared (W&B); the others are closed when training ends."""
+    metrics = final_metrics(judged or {})
+    for logger in loggers:
+        if metrics and hasattr(logger, "log_video"):
+            logger.log_metrics(metrics, step=step)

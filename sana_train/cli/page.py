@@ -5,59 +5,33 @@ its prompt), or what `cli.refine` made (both stages side by side, seconds and me
 disk, without a server, an account or scripts, and goes where its folder goes. Of a run that still trains
 it shows what there is; call it again for more.
 
-A run's panels are those of conf/dashboard/run.yaml, or of --dashboard.
+A run's panels are those of conf/dashboard/run.yaml, or of --dashboard (two_stage for runs that train a
+refiner or an upsampler). The same lists make workspaces in W&B: python -m sana_train.cli.dashboard.
 
-example:
+examples:
   python -m sana_train.cli.page runs/ltx_adapt-tiny-s0-8d0e5bcb
+  python -m sana_train.cli.page runs/my_refiner --dashboard two_stage
 """
 
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from sana_train.cli import refine, sample
-from sana_train.cli.load import CONF_DIR, load_as
+from sana_train.cli.loggers import final_metrics
+from sana_train.cli.panels import keys_of, read_dashboard
 from sana_train.cli.process import readable_errors
 from sana_train.data.latent_file import read_latents
 from sana_train.evaluation import html_page
 from sana_train.training.jsonl import read_jsonl
 
 PAGE_NAME = "index.html"
-DASHBOARDS = CONF_DIR / "dashboard"
 Sections = list[tuple[str, str, bool]]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One thing to look at; exactly one of ``curves``, ``picture`` and ``film``."""
-
-    title: str
-    curves: list[str] = field(default_factory=list)  # keys of metrics.jsonl; `*` stands for any text
-    picture: str | None = None  # a file of the run
-    film: str | None = None  # an mp4 of the run
-
-    def __post_init__(self) -> None:
-        given = [name for name in ("curves", "picture", "film") if getattr(self, name)]
-        if len(given) != 1:
-            raise ValueError(
-                f"panel {self.title!r} shows {' and '.join(given) or 'nothing'}, not curves, picture or film"
-            )
-
-
-@dataclass(frozen=True)
-class Dashboard:
-    """All of a YAML under ``conf/dashboard``."""
-
-    panels: list[Panel]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -91,20 +65,6 @@ def write(folder: Path, dashboard: str = "run") -> Path:
     raise ValueError(f"{folder} has nothing to show: no {', '.join(kinds)}; give the folder of a run")
 
 
-def read_dashboard(name: str) -> Dashboard:
-    """An option of ``conf/dashboard``, or a YAML.
-
-    Raises:
-        ValueError: neither; or an unknown key, or a panel with other than one thing to show.
-    """
-    file = Path(name) if name.endswith((".yaml", ".yml")) else DASHBOARDS / f"{name}.yaml"
-    if not file.is_file():
-        options = ", ".join(sorted(path.stem for path in DASHBOARDS.glob("*.yaml")))
-        raise ValueError(f"no dashboard {name}; choose one of {options}, or give a YAML like theirs")
-    config: Any = OmegaConf.load(file)
-    return load_as(config, Dashboard)
-
-
 def _of_run(folder: Path, dashboard: str) -> tuple[list[str], Sections]:
     lines = read_jsonl(folder / "metrics.jsonl")
     sections: Sections = []
@@ -116,6 +76,12 @@ def _of_run(folder: Path, dashboard: str) -> tuple[list[str], Sections]:
             sections.append((panel.title, shown, True))
         elif file is not None:
             absent.append(file)
+        elif panel.numbers:
+            judged = _judged(folder)
+            absent += [key for key in panel.numbers if key not in judged]
+            rows = {key: f"{judged[key]:.4g}" for key in panel.numbers if key in judged}
+            if rows:
+                sections.append((panel.title, html_page.table(rows), False))
         else:
             series, missing = _series(lines, panel.curves)
             absent += missing
@@ -133,13 +99,19 @@ def _series(
     keys = list(dict.fromkeys(key for line in lines for key in line if key != "step"))
     series, missing = {}, []
     for pattern in patterns:
-        found = fnmatch.filter(keys, pattern)
+        found = keys_of(pattern, keys)
         if not found:
             missing.append(pattern)
         for key in found:
             points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
             series[key] = ([step for step, _ in points], [value for _, value in points])
     return series, missing
+
+
+def _judged(folder: Path) -> dict[str, float]:
+    """What the exported weights were judged by, under the names that W&B knows them by."""
+    record = folder / "export" / "record.json"
+    return final_metrics(json.loads(record.read_text()).get("heldout", {})) if record.is_file() else {}
 
 
 def _facts_of_run(folder: Path, lines: Sequence[Mapping[str, Any]]) -> dict[str, object]:

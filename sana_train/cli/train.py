@@ -18,7 +18,7 @@ from sana_train.cli import banner
 from sana_train.cli.config import RunConfig
 from sana_train.cli.fit import Fit, clips_record, pick_device
 from sana_train.cli.load import load
-from sana_train.cli.loggers import build_loggers, log_files
+from sana_train.cli.loggers import build_loggers, log_files, log_final_metrics
 from sana_train.cli.parts import Parts
 from sana_train.cli.process import EXIT_PREEMPTED, exit_when_preempted, readable_errors
 from sana_train.cli.run_id import check_same_run, portable, require_same_run, run_id
@@ -100,7 +100,8 @@ def run(
     _round_weights(task.model.to(device).eval())
     record = {**facts, "steps": completed, "environment": fit.environment()}
     if study is None:
-        task.export(run_dir / "export", train, heldout, record)
+        judged = task.export(run_dir / "export", train, heldout, record)
+        log_final_metrics(loggers, judged, completed)
     else:
         measured, files = study.measure(), study.draw()
         record |= {**parts.provenance(), "heldout": means(measured)}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sana_train.cli.load import REPOSITORY, compose_config, load
-from sana_train.cli.loggers import build_loggers, log_files
+from sana_train.cli.loggers import build_loggers, final_metrics, log_files
 
 _CSV = """
 import sys
@@ -99,3 +99,12 @@ def test_wandb_is_offline_and_takes_files(tmp_path: Path, monkeypatch: pytest.Mo
     [run] = (tmp_path / "wandb").glob("offline-run-*")
     assert [path.read_bytes() for path in run.rglob("*.mp4")] == [b"not really a video"]
     assert list(run.rglob("*.png"))
+
+
+def test_what_a_reader_is_judged_by_is_flat() -> None:
+    judged = {"rendered": {"shape": 1.0, "colour": 0.5}, "loss": 0.1}
+    assert final_metrics(judged) == {
+        "heldout/rendered/shape": 1.0,
+        "heldout/rendered/colour": 0.5,
+        "heldout/loss": 0.1,
+    }

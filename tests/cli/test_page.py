@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sana_train.cli.page import DASHBOARDS, main, read_dashboard, write
+from sana_train.cli.page import main, write
 from sana_train.data.latent_file import write_latents
 from sana_train.data.video import encode_clip
 from sana_train.types import VideoLatents
@@ -114,19 +114,6 @@ def test_refined_clips_have_seconds_and_memory(refined: Path) -> None:
     assert 'src="clip_stages.mp4"' in page
     assert "clip: a cat" in page
     assert all(text in page for text in ("1.23", "40.6", "zero_noised", "from noise</td><td>True"))
-
-
-def test_every_dashboard_reads_and_its_keys_are_logged_by_a_real_run() -> None:
-    """Held against the record of real runs that ships; what only a GPU or training logs is listed here."""
-    record = DASHBOARDS.parents[1] / "experiments" / "ltx_adapt_tiny_2" / "runs.jsonl"
-    logged = set(json.loads(record.read_text().splitlines()[0])["metrics"])
-    logged |= {"train/loss", "train/grad_norm", "train/lr"}
-    logged |= {f"speed/{name}" for name in ("tokens_per_s", "data_wait_share", "mfu", "peak_memory_gib")}
-    for file in DASHBOARDS.glob("*.yaml"):
-        patterns = [pattern for panel in read_dashboard(file.stem).panels for pattern in panel.curves]
-        assert patterns
-        for pattern in patterns:
-            assert any(re.fullmatch(pattern.replace("*", ".*"), key) for key in logged), pattern
 
 
 def test_bad_input_says_what_to_do(run: Path, tmp_path: Path) -> None:

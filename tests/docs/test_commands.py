@@ -15,6 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from sana_train.cli import (
     benchmark_loader,
     convert,
+    dashboard,
     page,
     plan,
     precompute,
@@ -28,6 +29,7 @@ from sana_train.cli import (
     weights,
 )
 from sana_train.cli.config import RefineConfig
+from sana_train.cli.panels import read_dashboard
 from sana_train.cli.preflight import check_overrides
 from sana_train.cli.vae_choice import read_choices
 from tests.docs.conftest import DOCUMENTS, NEEDS_EXAMPLE, ROOT
@@ -59,7 +61,9 @@ def check(words: list[str]) -> None:
             check_overrides(plan.parser().parse_intermixed_args(rest).overrides)
             GlobalHydra.instance().clear()
         case ["python" | "python3", "-m", "sana_train.cli.page", *rest]:
-            page.parser().parse_args(rest)
+            read_dashboard(page.parser().parse_args(rest).dashboard)
+        case ["python" | "python3", "-m", "sana_train.cli.dashboard", *rest]:
+            read_dashboard(dashboard.parser().parse_args(rest).dashboard)
         case ["python" | "python3", "-m", "sana_train.cli.refine", *rest]:
             words = refine.parser().parse_intermixed_args(rest).words
             check_overrides([word for word in words if "=" in word], "refine", RefineConfig)
@@ -208,6 +212,7 @@ def test_python_blocks_parse(documents) -> None:
         "python -m sana_train.cli.precompute --autoencoder ltx3",
         "python -m sana_train.cli.validate_data clips data.train.frame=17",
         "python -m sana_train.cli.prepare_data videos clips hieght_px=480",
+        "python -m sana_train.cli.dashboard no_such",
         "sbatch slurm/precompute.sbatch data.trian.path=clips",
         "bash no/such.sh",
         "python experiments/real_size/dit.py write out --file x.pth",
