@@ -113,8 +113,8 @@ def precompute(part: Part) -> list[str]:
         for turn in part["turns"]
     ]
     text = (
-        f"{part['clips']} clips of {part['clip']} in each turn, {part['dtype']}, batches of {part['batch_size']}, "
-        f"{part['cores']} cores; the median is {part['ratio']:.1%} of the bare encoder's throughput."
+        f"{part['clips']} clips of {part['clip']} in each turn, {part['dtype']}, "
+        f"batches of {part['batch_size']}, {part['cores']} cores; the median is {part['ratio']:.1%} of the bare encoder's throughput."
     )
     head = ["bare encoder s", "pipeline from host memory s", "kept"]
     return ["## Precompute, LTX-2", "", text, "", *table(head, rows)]

@@ -1,4 +1,4 @@
-"""Bytes that tensors hold, counted on tensors without numbers: the memory of a true size without having it."""
+"""Bytes that tensors hold, counted on tensors without numbers: a true size's memory without having it."""
 
 from __future__ import annotations
 
