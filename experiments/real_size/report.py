@@ -114,7 +114,8 @@ def precompute(part: Part) -> list[str]:
     ]
     text = (
         f"{part['clips']} clips of {part['clip']} in each turn, {part['dtype']}, "
-        f"batches of {part['batch_size']}, {part['cores']} cores; the median is {part['ratio']:.1%} of the bare encoder's throughput."
+        f"batches of {part['batch_size']}, {part['cores']} cores; "
+        f"the median is {part['ratio']:.1%} of the bare encoder's throughput."
     )
     head = ["bare encoder s", "pipeline from host memory s", "kept"]
     return ["## Precompute, LTX-2", "", text, "", *table(head, rows)]
