@@ -176,3 +176,12 @@ def test_ltx2_starts_with_one_kernel_per_shuffled_block() -> None:
     up = model.vae.decoder.up_blocks[0].upsamplers[0].conv.conv.weight
     assert torch.equal(up[0], up[7])
     assert not torch.equal(up[0], up[8])
+
+
+def test_wan_is_diffusers_own_class_and_gives_what_it_gives() -> None:
+    model = small_wan()
+    assert type(model.vae).__module__.startswith("diffusers.")
+    video = torch.rand(1, 3, 5, 16, 16) * 2 - 1
+    latents = model.encode(video)
+    assert torch.equal(latents, model.vae.encode(video).latent_dist.mode())
+    assert torch.equal(model.decode(latents), model.vae.decode(latents).sample)

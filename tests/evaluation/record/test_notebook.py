@@ -3,13 +3,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 NOTEBOOK = Path(__file__).parents[3] / "notebooks" / "convergence.ipynb"
 
 
-def test_runs_on_a_record_and_shows_figure_and_tables(record_dir, monkeypatch):
-    monkeypatch.setenv("SANA_RECORD", str(record_dir))
+SHIPPED = NOTEBOOK.parents[1] / "experiments" / "ltx_adapt_tiny_2"
+
+
+@pytest.mark.parametrize("is_shipped", [False, True])
+def test_runs_on_a_record_and_shows_figure_and_tables(record_dir, monkeypatch, is_shipped):
+    monkeypatch.setenv("SANA_RECORD", str(SHIPPED if is_shipped else record_dir))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
     shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
