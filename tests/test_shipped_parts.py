@@ -43,6 +43,8 @@ def targets() -> Iterator[tuple[str, str, bool]]:
         samples = record(part)["heldout"]
         accuracy = [samples.get(f"samples/accuracy/{name}", 0.0) for name in COARSE]
         yield part, "mean coarse accuracy >= 0.9", sum(accuracy) / len(accuracy) >= 0.9
+        preset = yaml.safe_load((ROOT / "conf" / "experiment" / "tiny" / f"{part}.yaml").read_text())
+        yield part, "all steps of its preset", record(part)["steps"] >= preset["training"]["max_steps"]
     yield "sana_dcae_v", "each coarse accuracy >= 0.8", min(accuracy) >= 0.8
 
 
