@@ -16,6 +16,7 @@ from torch import nn
 
 from sana_train.cli import banner
 from sana_train.cli.config import RunConfig
+from sana_train.cli.failure import failure_recorded
 from sana_train.cli.fit import Fit, clips_record, pick_device
 from sana_train.cli.load import load
 from sana_train.cli.loggers import build_loggers, log_files
@@ -48,7 +49,8 @@ def main(cfg: DictConfig) -> None:
         config = require_weights(config)
         require_same_run(run_dir, cfg)
         facts = {"run_id": name, "config": portable(cfg)}
-        run(config, facts, run_dir, device, console, lambda: check_same_run(run_dir, cfg))
+        with failure_recorded(run_dir):
+            run(config, facts, run_dir, device, console, lambda: check_same_run(run_dir, cfg))
 
 
 def run(
