@@ -62,8 +62,8 @@ def read_runs(places: Sequence[Path]) -> list[SweepRun]:
         found = [place] if _is_run(place) else sorted(path for path in place.glob("*") if _is_run(path))
         if not found:
             raise ValueError(
-                f"{place} is no run and holds none (a run has an {IDENTITY_FILE} from its first step on); give "
-                "run directories, or what paths.runs was"
+                f"{place} is no run and holds none (a run has an {IDENTITY_FILE} from its first step on); "
+                "give run directories, or what paths.runs was"
             )
         folders += found
     configs = named_options([json.loads((folder / IDENTITY_FILE).read_text()) for folder in folders])

@@ -21,7 +21,7 @@ from sana_train.cli.fit import Fit, clips_record, pick_device
 from sana_train.cli.load import load
 from sana_train.cli.loggers import build_loggers, log_files
 from sana_train.cli.parts import Parts
-from sana_train.cli.process import EXIT_PREEMPTED, exit_when_preempted, readable_errors
+from sana_train.cli.process import EXIT_PREEMPTED, exit_when_preempted, one_of_a_sweep, readable_errors
 from sana_train.cli.run_id import check_same_run, portable, require_same_run, run_id
 from sana_train.cli.study import Study
 from sana_train.cli.wanted import require_weights
@@ -38,7 +38,7 @@ def main(cfg: DictConfig) -> None:
     """Run one experiment to ``training.max_steps``, going on from its last checkpoint if it has one."""
     console = Console(quiet=not is_global_zero())
     _quieten()
-    with readable_errors(), exit_when_preempted():
+    with one_of_a_sweep(), readable_errors(), exit_when_preempted():
         config = load(cfg)
         name = run_id(cfg)
         run_dir = Path(config.paths.runs) / name

@@ -54,7 +54,7 @@ class SweepRun:
         return [step for step, _ in points], [value for _, value in points]
 
     def measures(self) -> dict[str, float]:
-        """Last losses and recoveries, S90 by headline (infinity: not reached), median speed; what there is."""
+        """Last losses and recoveries, S90 by headline (infinity: not reached), median speed, if logged."""
         found: dict[str, float] = {}
         for key in ("train/loss", "heldout/loss", *(f"recovery/{headline}" for headline in HEADLINES)):
             steps, values = self.series(key)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from sana_train.evaluation.figure_style import arm_colour, new_figure, step_position, style_step_axis
 from sana_train.evaluation.sweep import Sweep
-from sana_train.evaluation.sweep_report import letter, text
+from sana_train.evaluation.sweep_report import label, letter, text
 
 _MAX_LABEL = 28  # characters beside the right panel; longer names become the table's letters
 
@@ -31,6 +31,8 @@ def sweep_figure(path: Path, sweep: Sweep) -> None:
         _draw_ends(ends, sweep, key, labels, colours)
         curves.set_title("Held-out loss" if has_heldout else "Training loss")
         ends.set_title("Last value of each seed, and the median")
+        if labels[0] != letter(0):
+            ends.set_ylabel(", ".join(label(key, sweep.keys) for key in sweep.keys))
 
 
 def _draw_curves(axes: Axes, sweep: Sweep, key: str, colours: Sequence[str]) -> None:
@@ -42,9 +44,7 @@ def _draw_curves(axes: Axes, sweep: Sweep, key: str, colours: Sequence[str]) -> 
     style_step_axis(axes, max(1, *(run.step for run in sweep.runs)))
 
 
-def _draw_ends(
-    axes: Axes, sweep: Sweep, key: str, labels: Sequence[str], colours: Sequence[str]
-) -> None:
+def _draw_ends(axes: Axes, sweep: Sweep, key: str, labels: Sequence[str], colours: Sequence[str]) -> None:
     for position, (arm, colour) in enumerate(zip(sweep.arms, colours, strict=True)):
         values = [found[-1] for run in arm.runs if (found := run.series(key)[1])]
         axes.plot(values, [position] * len(values), "o", color=colour, alpha=0.6)

@@ -42,7 +42,7 @@ def write_report(out: Path, sweep: Sweep) -> None:
 
 def report(sweep: Sweep) -> str:
     """The whole of ``table.md``: arms, each run, medians and ranges over the seeds, notes."""
-    columns = [_label(key, sweep.keys) for key in sweep.keys]
+    columns = [label(key, sweep.keys) for key in sweep.keys]
     cells = {id(arm): [text(value) for value in arm.values] for arm in sweep.arms}
     legend = ""
     if any(_width(table(sweep, columns, cells)) > COLUMNS for table in (_runs, _arms, _recovery)):
@@ -50,8 +50,9 @@ def report(sweep: Sweep) -> str:
         columns = ["arm"]
         cells = {id(arm): [letter(position)] for position, arm in enumerate(sweep.arms)}
     parts = [f"# {len(sweep.runs)} runs of {len(sweep.arms)} arms", *([legend] if legend else [])]
-    parts += [_section("Runs", _runs(sweep, columns, cells))]
-    parts += [_section("Arms: median [least, most] of the finished runs, or of all while none is", _arms(sweep, columns, cells))]
+    parts.append(_section("Runs", _runs(sweep, columns, cells)))
+    title = "Arms: median [least, most] of the finished runs, or of all while none is"
+    parts.append(_section(title, _arms(sweep, columns, cells)))
     if any(name.startswith("recovery/") for name in sweep.measures):
         parts.append(_section("Recovery: median [least, most]", _recovery(sweep, columns, cells)))
     notes = [f"- {run.name}: {' '.join(run.note.split())}" for run in sweep.runs if run.note]
@@ -159,7 +160,7 @@ def _spread(arm: Arm, measure: str, show: Callable[[float], str]) -> str:
     return median if least == most else f"{median} [{least}, {most}]"
 
 
-def _label(key: str, keys: Sequence[str]) -> str:
+def label(key: str, keys: Sequence[str]) -> str:
     """The end of a dotted key that no other of them has."""
     parts = key.split(".")
     for count in range(1, len(parts)):

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sana_train.cli import sweep_table
+from sana_train.cli import precompute, sweep_table
+from sana_train.data.prepare import render_shards
+from sana_train.data.world.clips import WorldClips
 from sana_train.training.jsonl import read_jsonl
 from tests.cli.conftest import Workplace
 from tests.slurm.test_scripts import ENDED, PRECOMPUTE, SWEEP, TRAIN
@@ -85,7 +87,8 @@ def test_a_preempted_run_is_the_uninterrupted_one(cluster: VirtualCluster, place
     said = cluster.log(job)
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), said
     assert cluster.facts(urgent)["JobState"] == "COMPLETED"
-    stopped = re.search(r"stopped at step (\d+);.*restart 1, on n\[1-2\].*going on from step (\d+)", said, re.S)
+    story = r"stopped at step (\d+);.*restart 1, on n\[1-2\].*going on from step (\d+)"
+    stopped = re.search(story, said, re.DOTALL)
     assert stopped is not None, said
     assert stopped[1] == stopped[2]
     assert 1 <= int(stopped[1]) < 60
@@ -155,3 +158,32 @@ def multirun(place: Workplace, runs: Path) -> None:
     environment = {**os.environ, **PYTHON}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_array_of_precompute_writes_what_one_process_does(cluster: VirtualCluster, tmp_path: Path) -> None:
+    clips = tmp_path / "clips"
+    for split, num_clips in (("train", 10), ("heldout", 2)):
+        render_shards(WorldClips(split, num_clips, frames=17, size_px=64), clips / split, clips_per_shard=4)
+    words = [
+        "data=shards",
+        *(f"data.{split}.path={clips / split}" for split in ("train", "heldout")),
+        "data.train.frames=17",
+        "data.train.height_px=64",
+        "data.train.width_px=64",
+        "latents.batch_size=4",
+        "latents.mode=precomputed",
+        "trainer.accelerator=cpu",
+        "--split=train",
+        "--autoencoder=dcae_v_tiny",
+    ]
+    precompute.main([*words, f"paths.latents={tmp_path / 'alone'}"])
+    job = cluster.submit("--array=0-1", PRECOMPUTE, *words, f"paths.latents={tmp_path / 'both'}", **PYTHON)
+    for task, shards in ((0, 2), (1, 1)):
+        facts = cluster.wait_for(f"{job}_{task}", *ENDED)
+        assert facts["JobState"] == "COMPLETED", cluster.log(f"{job}_{task}")
+        assert f"0 of {shards} shards are done already" in cluster.log(f"{job}_{task}")
+    alone, both = (tmp_path / name / "train" / "dcae_v_tiny" for name in ("alone", "both"))
+    names = sorted(path.name for path in alone.iterdir() if path.suffix != ".lock")
+    assert "shard-000002.tar" in names
+    assert names == sorted(path.name for path in both.iterdir() if path.suffix != ".lock")
+    assert [name for name in names if (alone / name).read_bytes() != (both / name).read_bytes()] == []

@@ -80,9 +80,7 @@ def test_precompute_has_the_cpus_of_its_job(cluster: VirtualCluster, program: Pr
 
 
 @pytest.mark.slurm
-def test_settings_of_a_cluster_are_sourced(
-    cluster: VirtualCluster, program: Program, tmp_path: Path
-) -> None:
+def test_settings_of_a_cluster_are_sourced(cluster: VirtualCluster, program: Program, tmp_path: Path) -> None:
     settings = tmp_path / "here.env"
     settings.write_text("source slurm/clusters/h100.env\nexport WANDB_MODE=online\n")
     shown = program('echo "$WANDB_MODE $HF_HUB_OFFLINE $OMP_NUM_THREADS $TRITON_CACHE_DIR"')
@@ -108,7 +106,8 @@ SAVES = '[[ $SLURM_PROCID -ne 0 ]] || sleep 1; echo "rank $SLURM_PROCID has save
 def test_what_was_stopped_comes_back(
     cluster: VirtualCluster, program: Program, first_start: str, said: list[str]
 ) -> None:
-    lines = f'[[ "${{SLURM_RESTART_COUNT:-0}}" -gt 0 ]] || {{ {first_start}; }}; echo "rank $SLURM_PROCID is back"'
+    is_first = '[[ "${SLURM_RESTART_COUNT:-0}" -eq 0 ]]'
+    lines = f'if {is_first}; then {first_start}; fi; echo "rank $SLURM_PROCID is back"'
     job = cluster.submit("--nodes=2", TRAIN, **program(lines))
     facts = cluster.wait_for(job, "COMPLETED", "FAILED")
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), cluster.log(job)

@@ -182,7 +182,13 @@ class VirtualCluster:
         key.chmod(0o400)
 
     def _munge_options(self) -> list[str]:
-        names = {"key-file": "key", "socket": "socket", "pid-file": "pid", "seed-file": "seed", "log-file": "log"}
+        names = {
+            "key-file": "key",
+            "socket": "socket",
+            "pid-file": "pid",
+            "seed-file": "seed",
+            "log-file": "log",
+        }
         return [f"--{option}={self.root}/munge.{name}" for option, name in names.items()]
 
     def _begin(self, name: str, *command: str) -> None:
