@@ -9,6 +9,7 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from sana_train.evaluation.convergence.s90 import HEADLINES, steps_to_recovery
@@ -50,9 +51,11 @@ class SweepRun:
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """(steps, values) of one logged key."""
-        points = [(line["step"], line[key]) for line in self.lines if line.get(key) is not None]
-        return [step for step, _ in points], [value for _, value in points]
+        points = {line["step"]: line[key] for line in self.lines if line.get(key) is not None}
+        steps = sorted(points)
+        return steps, [points[step] for step in steps]
 
+    @cached_property
     def measures(self) -> dict[str, float]:
         """Last losses and recoveries, S90 by headline (infinity: not reached), median speed, if logged."""
         found: dict[str, float] = {}
@@ -85,7 +88,7 @@ class Arm:
         The median of an even number of runs is the mean of the middle two.
         """
         runs = self.finished or self.runs
-        found = [value for run in runs if (value := run.measures().get(measure)) is not None]
+        found = [value for run in runs if (value := run.measures.get(measure)) is not None]
         return (statistics.median(found), min(found), max(found)) if found else None
 
 
@@ -122,7 +125,7 @@ class Sweep:
         """Those that any run has, in the order of ``SweepRun.measures``."""
         order = ["train/loss", "heldout/loss"]
         order += [f"{kind}/{headline}" for headline in HEADLINES for kind in ("recovery", "s90")]
-        found = {name for run in self.runs for name in run.measures()}
+        found = {name for run in self.runs for name in run.measures}
         return [name for name in [*order, "speed/tokens_per_s"] if name in found]
 
 

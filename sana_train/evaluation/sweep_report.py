@@ -68,7 +68,7 @@ def as_csv(sweep: Sweep) -> str:
     writer.writerow(["run", *sweep.keys, "seed", "status", "step", *sweep.measures, "note"])
     for arm in sweep.arms:
         for run in arm.runs:
-            measures = run.measures()
+            measures = run.measures
             values = [measures.get(name, "") for name in sweep.measures]
             keys = [text(value) for value in arm.values]
             writer.writerow([run.name, *keys, run.seed, run.status, run.step, *values, run.note])
@@ -92,7 +92,7 @@ def _plain_arm(sweep: Sweep, arm: Arm) -> dict[str, Any]:
                 "status": run.status,
                 "step": run.step,
                 "note": run.note,
-                **{name: _finite(value) for name, value in run.measures().items()},
+                **{name: _finite(value) for name, value in run.measures.items()},
             }
             for run in arm.runs
         ],
@@ -120,7 +120,7 @@ def _runs(sweep: Sweep, columns: Sequence[str], cells: dict[int, list[str]]) -> 
 
 
 def _measured(run: SweepRun) -> list[str]:
-    measures = run.measures()
+    measures = run.measures
     return [_number(name)(measures[name]) if name in measures else "-" for name in _MEASURES]
 
 

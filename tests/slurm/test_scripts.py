@@ -133,6 +133,18 @@ def test_what_failed_does_not_come_back(cluster: VirtualCluster, program: Progra
 
 
 @pytest.mark.slurm
+def test_a_running_job_that_is_requeued_comes_back_once(
+    cluster: VirtualCluster, program: Program, tmp_path: Path
+) -> None:
+    saves = f'trap "exit 75" TERM; touch {tmp_path}/up; sleep 99 & wait'
+    job = cluster.submit(TRAIN, **program(f'[[ "${{SLURM_RESTART_COUNT:-0}}" -gt 0 ]] || {{ {saves}; }}'))
+    cluster.wait_until((tmp_path / "up").exists)
+    cluster.run("scontrol", "requeue", job)
+    facts = cluster.wait_for(job, "COMPLETED", "FAILED")
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), cluster.log(job)
+
+
+@pytest.mark.slurm
 def test_a_cancelled_job_stays_cancelled(cluster: VirtualCluster, program: Program, tmp_path: Path) -> None:
     lines = f'trap "exit 75" TERM; touch {tmp_path}/up; sleep 99 & wait'
     job = cluster.submit(TRAIN, **program(lines))
