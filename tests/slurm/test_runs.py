@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -147,15 +146,14 @@ def test_a_sweep_with_a_killed_task_is_the_local_one(
     assert len({row["heldout/loss"] for row in rows}) == 4
 
     local = tmp_path / "local"
-    multirun(place, local)
+    multirun(place, local, {**cluster.environment, **PYTHON})
     assert table(local, out=tmp_path / "local_table") == rows
 
 
-def multirun(place: Workplace, runs: Path) -> None:
+def multirun(place: Workplace, runs: Path, environment: Mapping[str, str]) -> None:
     """``python train.py -m`` of the same arms and seeds, one after the other in one process."""
     swept = ("adaptation=random,scratch", "training.seed=0,1", f"paths.runs={runs}")
     command = [sys.executable, "train.py", "-m", *place.overrides([*SWEPT, *swept])]
-    environment = {**os.environ, **PYTHON}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -24,7 +24,9 @@ CPUS_PER_NODE = 2  # whatever this machine has
 GPUS_PER_NODE = 2  # empty files: what is asked for and handed out is real, the devices are not
 GRACE_S = 30  # between the signal of a preemption and the kill
 DAEMONS = ("munged", "slurmctld", "slurmd")
-_SYSTEM = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+# As it was when tests were collected, since some of them leave variables behind; without an outer job's.
+_OUTSIDE = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
+_SYSTEM = f"{_OUTSIDE['PATH']}:/usr/sbin:/sbin"
 _UP_S, _PATIENCE_S = 20.0, 120.0
 
 _CONF = """
@@ -88,7 +90,7 @@ class VirtualCluster:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.environment = {**_clean_environment(), "SLURM_CONF": str(root / "slurm.conf"), "PATH": _SYSTEM}
+        self.environment = {**_OUTSIDE, "SLURM_CONF": str(root / "slurm.conf"), "PATH": _SYSTEM}
         self._daemons: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
@@ -214,11 +216,6 @@ class VirtualCluster:
         lines = [line for log in logs for line in log.read_text(errors="replace").splitlines()]
         errors = [line for line in lines if "rror" in line or "fatal" in line]
         return "; ".join((errors or lines)[-3:])
-
-
-def _clean_environment() -> dict[str, str]:
-    """This process's, without an outer job's variables."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
 
 
 def _user() -> str:
