@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.slurm.virtual_cluster import missing_daemons
+
 PROMPTS = Path(__file__).parents[1] / "data" / "prompts"
 
 
@@ -16,11 +18,11 @@ def _missing() -> dict[str, str]:
     """Marker -> why tests that carry it cannot run here."""
     import torch
 
-    num_gpus = torch.cuda.device_count()
+    num_gpus, slurm = torch.cuda.device_count(), missing_daemons()
     reasons = {
         "gpu": "" if num_gpus else "needs a CUDA device; torch sees none",
         "multi_gpu": "" if num_gpus > 1 else f"needs two CUDA devices; torch sees {num_gpus}",
-        "slurm": "" if shutil.which("sbatch") else "needs SLURM; there is no sbatch",
+        "slurm": f"needs SLURM; there is no {', no '.join(slurm)}" if slurm else "",
         "browser": "" if shutil.which("chromium") else "needs a headless browser; there is no chromium",
     }
     return {marker: reason for marker, reason in reasons.items() if reason}

@@ -74,8 +74,11 @@ def test_shipped_files_are_small() -> None:
 @pytest.mark.parametrize(
     "script",
     [
+        "slurm/job.sh",
         "slurm/train.sbatch",
+        "slurm/sweep.sbatch",
         "slurm/precompute.sbatch",
+        "slurm/clusters/h100.env",
         ".ci/run",
         "experiments/ltx_adapt_tiny/run.sh",
         "experiments/tiny_parts/train.sh",

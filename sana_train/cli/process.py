@@ -14,6 +14,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later; slurm/train.sbatch does
 _EXIT_CTRL_C = 130
 _AGAIN_S = 0.05
@@ -36,6 +39,22 @@ def readable_errors() -> Iterator[None]:
         if os.environ.get("HYDRA_FULL_ERROR") == "1" or not _is_for_users(error):
             raise
         sys.exit(f"{error}\n(HYDRA_FULL_ERROR=1 shows where this comes from)")
+
+
+@contextmanager
+def one_of_a_sweep() -> Iterator[None]:
+    """Of ``train.py -m`` an error ends its own job, not those behind it; Hydra ends with it after the last.
+
+    A preemption and Ctrl-C end all of them.
+    """
+    try:
+        yield
+    except SystemExit as ended:
+        is_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+        if not (is_sweep and isinstance(ended.code, str)):
+            raise
+        sys.stderr.write(f"{ended.code}\nThe sweep goes on with its next job.\n")
+        raise RuntimeError(ended.code.splitlines()[0]) from None
 
 
 def _is_for_users(error: Exception) -> bool:

@@ -27,7 +27,8 @@ from sana_train.evaluation.convergence.evaluator import ConvergenceEvaluator
 from sana_train.evaluation.convergence.heldout import HeldOut, evaluation_mode
 from sana_train.evaluation.convergence.levels import Levels, PerClip, load_arrays
 from sana_train.evaluation.convergence.linear_denoiser import LinearDenoiser
-from sana_train.evaluation.convergence.verdict import verdict
+from sana_train.evaluation.convergence.s90 import HEADLINES, has_gap, recovery_curves
+from sana_train.evaluation.convergence.verdict import run_curves, verdict
 from sana_train.evaluation.figures import convergence_figure
 from sana_train.evaluation.strips import sample_strip, side_by_side_video
 from sana_train.protocols import ClipSource
@@ -124,9 +125,8 @@ class Study:
 
     def _replay(self) -> None:
         """Show the collapse flag what earlier processes of this run measured."""
-        if (self.run_dir / "metrics.jsonl").is_file():
-            for step, metrics in self._history()[0]:
-                self.collapse.update(step, metrics["heldout/loss_high"])
+        for step, metrics in self._history()[0]:
+            self.collapse.update(step, metrics["heldout/loss_high"])
 
     def _gather(self, source: ClipSource, count: int) -> HeldOut:
         """The first ``count`` clips, normalised and encoded a few at a time; holes are left out."""
@@ -190,7 +190,17 @@ class Study:
             if self.cfg.num_strips:
                 videos = self.evaluator.sample_videos(model, self.cfg.num_strips)  # type: ignore[arg-type]
                 self._keep_strip(step, videos)
-        return metrics
+        return metrics | self._recovery(step, metrics)
+
+    def _recovery(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
+        """``recovery/<headline>``: the share of the gap that is closed; left out where there is no gap."""
+        earlier = [(at, row) for at, row in self._history()[0] if at < step]
+        found = {}
+        for headline in HEADLINES:
+            measured = run_curves([*earlier, (step, metrics)], self.levels, headline)
+            if measured is not None and has_gap(measured[1]):
+                found[f"recovery/{headline}"] = float(recovery_curves(measured[1])[0, 0, -1])
+        return found
 
     def _precision(self) -> torch.autocast:
         """The precision that the model trains in: callbacks run outside the trainer's."""
@@ -229,7 +239,8 @@ class Study:
 
     def _history(self) -> tuple[list[tuple[int, dict[str, float]]], list[tuple[int, float]]]:
         """Evaluations and training losses of all of the run, earlier processes included."""
-        lines = read_jsonl(self.run_dir / "metrics.jsonl")
+        path = self.run_dir / "metrics.jsonl"
+        lines = read_jsonl(path) if path.is_file() else []
         history = [(line["step"], line) for line in lines if "heldout/loss" in line]
         return history, [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
 

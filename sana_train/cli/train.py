@@ -16,11 +16,12 @@ from torch import nn
 
 from sana_train.cli import banner
 from sana_train.cli.config import RunConfig
+from sana_train.cli.failure import failure_recorded
 from sana_train.cli.fit import Fit, clips_record, pick_device
 from sana_train.cli.load import load
 from sana_train.cli.loggers import build_loggers, log_files, log_final_metrics
 from sana_train.cli.parts import Parts
-from sana_train.cli.process import EXIT_PREEMPTED, exit_when_preempted, readable_errors
+from sana_train.cli.process import EXIT_PREEMPTED, exit_when_preempted, one_of_a_sweep, readable_errors
 from sana_train.cli.run_id import check_same_run, portable, require_same_run, run_id
 from sana_train.cli.study import Study
 from sana_train.cli.wanted import require_weights
@@ -37,7 +38,7 @@ def main(cfg: DictConfig) -> None:
     """Run one experiment to ``training.max_steps``, going on from its last checkpoint if it has one."""
     console = Console(quiet=not is_global_zero())
     _quieten()
-    with readable_errors(), exit_when_preempted():
+    with one_of_a_sweep(), readable_errors(), exit_when_preempted():
         config = load(cfg)
         name = run_id(cfg)
         run_dir = Path(config.paths.runs) / name
@@ -48,7 +49,8 @@ def main(cfg: DictConfig) -> None:
         config = require_weights(config)
         require_same_run(run_dir, cfg)
         facts = {"run_id": name, "config": portable(cfg)}
-        run(config, facts, run_dir, device, console, lambda: check_same_run(run_dir, cfg))
+        with failure_recorded(run_dir):
+            run(config, facts, run_dir, device, console, lambda: check_same_run(run_dir, cfg))
 
 
 def run(

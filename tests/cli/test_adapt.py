@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -238,6 +239,22 @@ def test_a_study_reads_clips_a_few_at_a_time(workplace: Any, tmp_path: Path) -> 
     assert len(study.heldout) == 4
     assert study.heldout.latents.shape == (4, 128, 3, 4, 4)
     assert "heldout/loss_high" in study.levels.zero
+
+
+def test_the_share_of_the_gap_that_is_closed_is_logged(workplace: Any, tmp_path: Path) -> None:
+    config = workplace.config("latents.mode=online", "convergence.num_samples=0", "convergence.num_strips=0")
+    parts = Parts(config, torch.device("cpu"))
+    study = Study(config, parts, *parts.pixels, tmp_path, Console(quiet=True), [])
+    assert "recovery/loss_high" not in study.evaluate(0)  # there is no reference
+    bands = {f"heldout/{band}": study.evaluate(0)[f"heldout/{band}"] for band in ("loss_high", "loss_low")}
+    zero, reference = (
+        {name: np.float32([loss + add]) for name, loss in bands.items()} for add in (3.0, -1.0)
+    )
+    study.levels = Levels(zero=zero, reference=reference)
+    found = {name: value for name, value in study.evaluate(0).items() if name.startswith("recovery/")}
+    assert found == {f"recovery/{band}": pytest.approx(0.75) for band in ("loss_high", "loss_low")}
+    study.levels = Levels(zero=reference, reference=zero)  # nothing to recover
+    assert not [name for name in study.evaluate(0) if name.startswith("recovery/")]
 
 
 class WithHoles(FewAtATime):

@@ -23,6 +23,7 @@ from sana_train.cli import (
     record,
     refine,
     sample,
+    sweep_table,
     vae_table,
     validate_data,
     verify,
@@ -64,6 +65,8 @@ def check(words: list[str]) -> None:
             read_dashboard(page.parser().parse_args(rest).dashboard)
         case ["python" | "python3", "-m", "sana_train.cli.dashboard", *rest]:
             read_dashboard(dashboard.parser().parse_args(rest).dashboard)
+        case ["python" | "python3", "-m", "sana_train.cli.sweep_table", *rest]:
+            sweep_table.parser().parse_args(rest)
         case ["python" | "python3", "-m", "sana_train.cli.refine", *rest]:
             words = refine.parser().parse_intermixed_args(rest).words
             check_overrides([word for word in words if "=" in word], "refine", RefineConfig)
@@ -108,7 +111,11 @@ def check(words: list[str]) -> None:
         case ["sbatch", *rest]:
             position = next(i for i, word in enumerate(rest) if not word.startswith("--"))
             check_script(rest[position])
-            checks = {"slurm/train.sbatch": check_train, "slurm/precompute.sbatch": check_precompute}
+            checks = {
+                "slurm/train.sbatch": check_train,
+                "slurm/sweep.sbatch": lambda words: check_train(words[1:]),  # behind the file of lines
+                "slurm/precompute.sbatch": check_precompute,
+            }
             checks[rest[position]](rest[position + 1 :])
         case ["hf", "download", repository, *_]:
             assert any(repository in path.read_text() for path in (ROOT / "conf").rglob("*.yaml"))
@@ -214,6 +221,7 @@ def test_python_blocks_parse(documents) -> None:
         "python -m sana_train.cli.prepare_data videos clips hieght_px=480",
         "python -m sana_train.cli.dashboard no_such",
         "sbatch slurm/precompute.sbatch data.trian.path=clips",
+        "sbatch --array=1-2 slurm/sweep.sbatch arms.txt training.lrr=1",
         "bash no/such.sh",
         "python experiments/real_size/dit.py write out --file x.pth",
         "hf download no/such",
