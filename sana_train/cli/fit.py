@@ -21,6 +21,7 @@ from sana_train.training.callbacks.progress import ProgressCallback
 from sana_train.training.callbacks.provenance import ProvenanceCallback
 from sana_train.training.interruption import StopAtStepEnd
 from sana_train.training.jsonl import JsonlLogger
+from sana_train.training.sharding import Sharding
 from sana_train.training.shell import TrainingShell
 from sana_train.training.trainer import build_trainer, is_global_zero
 from sana_train.utils.environment import environment
@@ -79,6 +80,7 @@ class Fit:
         run_dir: the run's directory, shared by every resume.
         run: what does not change while the run goes on; written into ``run.json`` and every checkpoint.
         console: for the progress bar.
+        sharding: of the task's model over the ranks, if it has any.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Fit:
         run_dir: Path,
         run: dict[str, Any],
         console: Console,
+        sharding: Sharding | None = None,
     ) -> None:
         self.cfg, self.run_dir, self.run, self.console = cfg, run_dir, run, console
         minutes = cfg.trainer.max_minutes
@@ -114,6 +117,7 @@ class Fit:
             log_every=cfg.trainer.log_every,
             run_dir=run_dir,
             resume_from=resume_from,
+            sharding=sharding,
         )
         self.datamodule = ClipDataModule(
             train,
@@ -161,6 +165,8 @@ class Fit:
             accumulation=self.datamodule.split(world_size(cfg)).accumulation,
             loggers=[JsonlLogger(self.run_dir, self.start_step), *loggers],
             deterministic=cfg.trainer.deterministic,
+            strategy=cfg.trainer.strategy,
+            stall_s=cfg.trainer.stall_s,
             callbacks=[
                 *callbacks,
                 CheckpointCallback(

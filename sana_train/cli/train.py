@@ -74,7 +74,7 @@ def run(
     if isinstance(train, BucketClips):
         facts["batches"] = bucket_record(train, config.training.global_batch, config.training.micro_batch)
         console.print(bucket_table(facts["batches"]), highlight=False, soft_wrap=True)
-    fit = Fit(config, task, train, heldout, run_dir, facts, console)
+    fit = Fit(config, task, train, heldout, run_dir, facts, console, parts.sharding)
     if fit.start_step:
         console.print(f"going on from step {fit.start_step}", highlight=False)
     elif (run_dir / "metrics.jsonl").is_file():  # killed before it saved, or its checkpoints were taken away
@@ -96,6 +96,8 @@ def run(
     if not is_global_zero():
         return
     final = ckpt.checkpoint_path(run_dir, completed)
+    if parts.is_sharded:
+        task.model = parts.model.to_empty(device=device)
     task.model.load_state_dict(ckpt.load_weights(final))
     _round_weights(task.model.to(device).eval())
     record = {**facts, "steps": completed, "environment": fit.environment()}
