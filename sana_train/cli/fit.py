@@ -24,6 +24,7 @@ from sana_train.training.jsonl import JsonlLogger
 from sana_train.training.sharding import Sharding
 from sana_train.training.shell import TrainingShell
 from sana_train.training.trainer import build_trainer, is_global_zero
+from sana_train.training.watchdog import Watchdog
 from sana_train.utils.environment import environment
 
 
@@ -174,12 +175,17 @@ class Fit:
                 ),
                 ProvenanceCallback(self.run),
                 ProgressCallback(self.console, training.max_steps),
+                *self._watchdog(),
                 self.stop,
             ],
         )
         with self.stop:
             trainer.fit(self.shell, datamodule=self.datamodule)
         return self.shell.completed_steps
+
+    def _watchdog(self) -> list[StepCallback]:
+        stall_s = self.cfg.trainer.stall_s
+        return [] if stall_s is None or world_size(self.cfg) == 1 else [Watchdog(self.run_dir, stall_s)]
 
 
 def world_size(cfg: RunConfig) -> int:

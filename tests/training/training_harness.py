@@ -27,6 +27,7 @@ from sana_train.training.sharding import Sharding, groups_of
 from sana_train.training.shell import TrainingShell
 from sana_train.training.tasks.flow import FlowTask
 from sana_train.training.trainer import StrategyName, build_trainer
+from sana_train.training.watchdog import Watchdog
 from sana_train.types import LatentSpec
 from sana_train.utils.shards import write_part
 
@@ -181,6 +182,7 @@ def launch(
             *callbacks,  # type: ignore[list-item]
             CheckpointCallback(checkpoint_every, milestones, 2, run),
             ProvenanceCallback(run),
+            *([] if stall_s is None else [Watchdog(run_dir, stall_s)]),
             stop,
         ],
     )
