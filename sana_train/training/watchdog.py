@@ -44,7 +44,7 @@ class Watchdog(StepCallback):
         folder = Path(trainer.strategy.broadcast(str(self.run_dir / "stacks" / started)))
         folder.mkdir(parents=True, exist_ok=True)
         rank = trainer.global_rank
-        self._stacks = stall_monitor.stacks_of(folder, rank).open("w")
+        self._stacks = stall_monitor.stacks_of(folder, rank).open("a")  # as the monitor does
         faulthandler.register(signal.SIGQUIT, file=self._stacks, all_threads=True)
         options = ["--rank", str(rank), "--folder", str(folder), "--stall-s", str(self.stall_s)]
         self._monitor = subprocess.Popen(
