@@ -126,3 +126,5 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     # Depthwise kernels have two equivalent memory layouts, and DDP remarks on it.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    # Nothing computes in place on what a block returns, which FSDP warns of at every block of every step.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")

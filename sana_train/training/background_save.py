@@ -1,9 +1,10 @@
 """Checkpoints of sharded state, written while training goes on.
 
-A save copies this rank's shards to its CPU and returns. In the background every rank writes its shards into one
-hidden directory (torch.distributed.checkpoint); when all of them are there, the first rank puts the weights
-together as ``model.safetensors`` and ``ema.safetensors``, as one process would have written them, and publishes
-the directory by its name. Whatever ends a process before that leaves the checkpoint before.
+A save copies this rank's shards to its CPU and returns. In the background every rank writes its shards into
+one hidden directory (torch.distributed.checkpoint); when all are there, the first rank puts the weights
+together as ``model.safetensors`` and ``ema.safetensors``, as one process would have written them, and
+publishes the directory by its name. Whatever ends a process before that leaves the checkpoint before. The
+first rank's CPU needs room for the weights once more, whole.
 """
 
 from __future__ import annotations

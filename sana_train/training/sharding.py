@@ -1,7 +1,7 @@
 """One copy of a DiT over many ranks: FSDP2, block by block, from tensors without memory to filled shards.
 
 Every rank reads its own rows of each weight from the file, so no rank ever holds the whole network; nothing
-is sent. The network as it was built stays on ``meta``: evaluation fills it on the first rank when it is needed.
+is sent. The network as it was built stays on ``meta``: for an evaluation the first rank fills it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Sharding:
         compile_mode: ``torch.compile`` mode of each block, or ``none``.
     """
 
-    fill: Callable[[nn.Module], None]
+    fill: Callable[[nn.Module], object]
     ranks_per_copy: int | None = None
     compile_mode: str = "none"
 
@@ -53,8 +53,8 @@ def device_mesh(device_type: str, world_size: int, ranks_per_copy: int | None) -
         return init_device_mesh(device_type, (world_size,), mesh_dim_names=("shard",))
     if world_size % ranks_per_copy:
         raise ValueError(
-            f"trainer.shard_ranks={ranks_per_copy} ranks share a copy, but {world_size} ranks do not divide by "
-            "that; set a divisor, or trainer=fsdp2 for one copy over all of them"
+            f"trainer.shard_ranks={ranks_per_copy} ranks share a copy, but {world_size} ranks do not divide "
+            "by that; set a divisor, or trainer=fsdp2 for one copy over all of them"
         )
     sizes = (world_size // ranks_per_copy, ranks_per_copy)
     return init_device_mesh(device_type, sizes, mesh_dim_names=("copy", "shard"))

@@ -98,10 +98,9 @@ class TrainingShell(pl.LightningModule):
     def configure_model(self) -> None:
         if self.sharding is not None:
             self._whole = [self.model]
-            precision = self.trainer.precision
-            self.model = self.task.model = sharded_copy(
-                self.model, self.sharding, self.trainer.strategy.root_device, use_bf16=precision == "bf16-mixed"
-            )
+            device, use_bf16 = self.trainer.strategy.root_device, self.trainer.precision == "bf16-mixed"
+            self.model = sharded_copy(self.model, self.sharding, device, use_bf16=use_bf16)
+            self.task.model = self.model
             self._saver = BackgroundSaver()
             if self.resume_from is None:
                 self.sharding.fill(self.model)
@@ -289,11 +288,13 @@ class TrainingShell(pl.LightningModule):
             "optimiser_parameters": parameter_names(optimiser, self.model),
             "window": {"num_steps": self._num_window_steps, "sums": sums},
         }
+        moments = state if with_training_state else None
         if self._saver is not None:
-            self._saver.save(target, model, ema, state if with_training_state else None, run, published)
+            self._saver.save(target, model, ema, moments, run, published)
             return
         if self.trainer.is_global_zero:
-            ckpt.save_checkpoint(target, model, ema, {"optimiser": state} if with_training_state else None, run)
+            training_state = None if moments is None else {"optimiser": moments}
+            ckpt.save_checkpoint(target, model, ema, training_state, run)
             published()
         # No rank computes on, or ends, while the files are still being written.
         self.trainer.strategy.barrier("checkpoint")

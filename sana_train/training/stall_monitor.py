@@ -1,8 +1,8 @@
 """The process beside a rank that ends it, with its stack, when it stalls or when another rank has ended.
 
-Started by ``watchdog.py`` as a script of the standard library alone, in a session of its own: what stops or kills
-the rank leaves it alive. It hears of progress through its standard input, and of other ranks through a folder
-that all of them share.
+Started by ``watchdog.py`` as a script of the standard library alone, in a session of its own: what stops or
+kills the rank leaves it alive. It hears of progress through its standard input, and of other ranks through a
+folder that all of them share.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A job of several ranks ends, with the stacks of all of them, when one of them dies or stalls.
 
-A rank that waits for another waits inside a library, where no Python code runs: so each has a process beside it
-(``stall_monitor.py``), which asks it for its stacks by SIGQUIT and then kills it.
+A rank that waits for another waits inside a library, where no Python code runs: so each has a process beside
+it (``stall_monitor.py``), which asks it for its stacks by SIGQUIT and then kills it.
 """
 
 from __future__ import annotations

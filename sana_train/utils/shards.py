@@ -1,4 +1,4 @@
-"""A tensor of which each process holds a part, filled from tensors that are whole, without talking to others."""
+"""Tensors of which each process holds a part, filled from whole ones without talking to other processes."""
 
 from __future__ import annotations
 

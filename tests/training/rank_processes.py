@@ -13,7 +13,7 @@ import torch
 
 _children = multiprocessing.get_context("forkserver")
 # Imported once, in the server: every rank would take some seconds for it.
-_children.set_forkserver_preload(["lightning.pytorch", "torch.distributed.checkpoint", "sana_train.cli.train"])
+_children.set_forkserver_preload(["lightning.pytorch", "torch.distributed.checkpoint", "sana_train.training"])
 
 
 def _as_rank(work: Callable[..., None], arguments: tuple[Any, ...], rank: int, num: int, port: int) -> None:
@@ -25,7 +25,9 @@ def _as_rank(work: Callable[..., None], arguments: tuple[Any, ...], rank: int, n
     os._exit(0)
 
 
-def exit_codes(work: Callable[..., None], *arguments: Any, num: int = 2, limit_s: float = 60) -> list[int | None]:
+def exit_codes(
+    work: Callable[..., None], *arguments: Any, num: int = 2, limit_s: float = 60
+) -> list[int | None]:
     """Of ``work(*arguments)`` on every rank; None for a rank that has not ended in time, and is killed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

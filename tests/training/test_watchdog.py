@@ -1,4 +1,4 @@
-"""A rank that is killed, stopped or fails ends the job in time, with a stack of every rank that can give one."""
+"""A rank that is killed, stopped or fails ends the job in time, with a stack of each that can give one."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def train_until(run_dir: Path, kind: str, rank: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "rank"), [("stopped", 1), ("stopped", 0), ("killed", 1), ("killed", 0), ("failed", 1), ("asleep", 0)]
+    ("kind", "rank"),
+    [("stopped", 1), ("stopped", 0), ("killed", 1), ("killed", 0), ("failed", 1), ("asleep", 0)],
 )
 def test_the_job_ends_in_time_with_every_stack(kind: str, rank: int, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
