@@ -112,7 +112,7 @@ def groups_of(sharded: nn.Module, whole: nn.Module, groups: list[dict[str, Any]]
 def fill_whole(
     whole: nn.Module, state: Mapping[str, Tensor], device: torch.device, is_first: bool
 ) -> Iterator[None]:
-    """Inside the block ``whole`` has the values of the sharded ``state`` on the first rank.
+    """Inside the block ``whole`` has the values of the sharded ``state`` on the first rank, for evaluation.
 
     Every rank enters at the same time: tensors are gathered one after the other.
     """
@@ -124,6 +124,7 @@ def fill_whole(
             values = gathered(value)
             if is_first:
                 target[name].copy_(values)
+    whole.eval()
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ import torch
 
 _children = multiprocessing.get_context("forkserver")
 # Imported once, in the server: every rank would take some seconds for it.
-_children.set_forkserver_preload(["lightning.pytorch", "torch.distributed.checkpoint", "sana_train.training"])
+_children.set_forkserver_preload(["lightning.pytorch", "sana_train.training.shell"])
 
 
 def _as_rank(work: Callable[..., None], arguments: tuple[Any, ...], rank: int, num: int, port: int) -> None:

@@ -127,3 +127,31 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(rank: int, function: s
     launch(tmp_path / "alone", max_steps=6)
     expected = [line["train/loss"] for line in metrics(tmp_path / "alone")]
     assert [line["train/loss"] for line in metrics(run_dir)] == pytest.approx(expected, rel=1e-5)
+
+
+class DiskFull(StepCallback):
+    """For the first rank, as it puts weights together."""
+
+    def on_run_start(self, shell: TrainingShell, step: int) -> None:
+        def fail(*_: Any) -> Any:
+            raise OSError(28, "No space left on device")
+
+        background_save.put_together = fail
+
+
+def train_on_a_full_disk(run_dir: Path) -> None:
+    try:
+        launch(run_dir, max_steps=20, micro_batch=4, devices=2, callbacks=[DiskFull()], strategy="fsdp2")
+    except OSError as error:
+        (run_dir / f"said_{dist.get_rank()}").write_text(str(error))
+        os._exit(3)
+
+
+def test_what_the_first_rank_cannot_write_ends_all(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert exit_codes(train_on_a_full_disk, run_dir) == [3, 3]
+    for rank in (0, 1):
+        assert "could not be written (No space left" in (run_dir / f"said_{rank}").read_text().replace(
+            "[Errno 28] ", ""
+        )
+    assert list((run_dir / "checkpoints").iterdir()) == []
