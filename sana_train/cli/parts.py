@@ -7,6 +7,7 @@ unless it needs a part that no run had before.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from functools import cache, cached_property
@@ -220,6 +221,15 @@ class Parts:
             if not value.is_meta:
                 write_part(value, start.fresh_state([key], seed)[key])
         return None
+
+    def null_caption(self) -> Tensor:
+        """(S, D) on the CPU: what the run's DiT sees for a dropped caption, which is never trained."""
+        model: Any = self.model
+        if self.is_sharded:  # the one tensor of it that is given memory is the one that is filled
+            model = copy.deepcopy(model)
+            model.null_context = torch.empty_like(model.null_context, device="cpu")
+            self._fill(model)
+        return model.null_context.cpu()
 
     def _empty_caption(self) -> Tensor | None:
         """(S, D) of no caption at all; None where the text encoder has no such thing, or there is none."""

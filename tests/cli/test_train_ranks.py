@@ -62,6 +62,15 @@ def test_what_shards_cannot_do_is_said(overrides: list[str], words: str) -> None
         _ = Parts(config, torch.device("cpu")).sharding
 
 
+@pytest.mark.parametrize("arm", ["random", "scratch"])
+def test_a_model_without_memory_knows_its_null_caption(arm: str, place: Any) -> None:
+    whole, sharded = (
+        Parts(place.config(f"adaptation={arm}", f"trainer={trainer}"), torch.device("cpu"))
+        for trainer in ("cpu", "fsdp2")
+    )
+    assert torch.equal(sharded.null_caption(), whole.null_caption())
+
+
 def test_only_a_dit_is_sharded(place: Any) -> None:
     with pytest.raises(SystemExit, match="only a DiT can be sharded"):
         place.train("run_id=vae", "trainer=fsdp2", "task=reconstruction", "~adaptation")
