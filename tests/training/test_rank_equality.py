@@ -40,6 +40,7 @@ def train(
     is_killed: bool = False,
     ranks_per_copy: int | None = None,
     recompute: str = "none",
+    compile_mode: str = "none",
 ) -> None:
     """Every rank accumulates two micro-batches to the global batch of 8; a group starts at step 5."""
     task = make_task(kept_start_step=5)
@@ -57,6 +58,7 @@ def train(
         clip_norm=CLIP_NORM,
         strategy=strategy,
         ranks_per_copy=ranks_per_copy,
+        block_compile_mode=compile_mode,
     )
 
 
@@ -91,9 +93,14 @@ def test_twenty_steps_of_two_ranks_are_those_of_one(strategy: str, alone: Path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recompute", ["selective", "full"])
-def test_sharded_blocks_may_be_recomputed(recompute: str, alone: Path, tmp_path: Path) -> None:
-    assert exit_codes(train, tmp_path / "both", 2, "fsdp2", False, None, recompute) == [0, 0]
+@pytest.mark.parametrize(
+    ("recompute", "compile_mode"), [("selective", "none"), ("full", "none"), ("selective", "default")]
+)
+def test_sharded_blocks_may_be_recomputed_and_compiled(
+    recompute: str, compile_mode: str, alone: Path, tmp_path: Path
+) -> None:
+    given = ("fsdp2", False, None, recompute, compile_mode)
+    assert exit_codes(train, tmp_path / "both", 2, *given, limit_s=200) == [0, 0]
     assert_equal_runs(tmp_path / "both", alone)
 
 
