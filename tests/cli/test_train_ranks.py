@@ -25,15 +25,7 @@ def place(make_workplace: Callable[[], Any]) -> Any:
 def test_a_sharded_run_is_that_of_one_process(place: Any) -> None:
     more = ["training.max_steps=3", "training.micro_batch=2"]
     place.train("run_id=one", *more)
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "train.py",
-    ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     given = place.overrides(["run_id=two", "trainer=fsdp2", "trainer.devices=2", *more])
     subprocess.run([*torchrun, "train.py", *given], cwd=REPOSITORY, check=True, timeout=200)
     one, two = (place.root / "runs" / name for name in ("one", "two"))
