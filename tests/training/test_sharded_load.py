@@ -42,17 +42,17 @@ def anonymous_bytes() -> int:
 
 
 class Peak:
-    """The most anonymous memory inside the block, beyond what was there before."""
+    """The most anonymous memory of this process inside the block, Python and its libraries included."""
 
     def __enter__(self) -> Peak:
-        self.before, self.peak, self.is_over = anonymous_bytes(), 0, threading.Event()
+        self.peak, self.is_over = 0, threading.Event()
         self.thread = threading.Thread(target=self._watch)
         self.thread.start()
         return self
 
     def _watch(self) -> None:
         while not self.is_over.is_set():
-            self.peak = max(self.peak, anonymous_bytes() - self.before)
+            self.peak = max(self.peak, anonymous_bytes())
             time.sleep(0.002)
 
     def __exit__(self, *_: object) -> None:
@@ -97,8 +97,7 @@ def test_each_rank_gets_its_part_of_every_weight(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_no_rank_holds_more_than_its_share(tmp_path: Path) -> None:
-    full = prepared(tmp_path, 24, 1024)
-    assert full > 2**30  # so large that buffers of the libraries do not count
-    assert exit_codes(load_in_shards, tmp_path, 24, 1024, limit_s=120) == [0, 0]
+    full = prepared(tmp_path, 56, 1024)  # so large that libraries, some 0.3 GB, leave room below the limit
+    assert exit_codes(load_in_shards, tmp_path, 56, 1024, limit_s=200) == [0, 0]
     for rank in (0, 1):
         assert int((tmp_path / f"peak_{rank}").read_text()) <= MOST * full
