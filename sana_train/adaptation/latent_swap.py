@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sana_train.adaptation.load_report import LoadReport
 from sana_train.models.keys import NULL_CONTEXT, PATCH_EMBED, on_meta, size_differences
+from sana_train.utils.shards import write_part
 
 NUM_LISTED = 8  # keys an error message names
 
@@ -75,7 +76,8 @@ class LatentSwap:
         and of a source that is read from disk there is never more than one tensor in memory.
 
         Args:
-            model: the network of the target latent space, on a real device.
+            model: the network of the target latent space, also one of which each rank holds a part; on
+                ``meta`` nothing is read or written, and only the report made.
             source_state: weights under the model's names; ignored when nothing is loaded.
             seed: of the re-initialised keys.
 
@@ -98,10 +100,12 @@ class LatentSwap:
 
         with torch.no_grad():
             for key, value in target.items():
+                if value.is_meta:
+                    continue
                 if key in at_zero:
                     value.zero_()
                 else:
-                    value.copy_(model.fresh_state([key], seed)[key] if key in chosen else source[key])
+                    write_part(value, model.fresh_state([key], seed)[key] if key in chosen else source[key])
         return _report(model, target, shapes, chosen)
 
     def parameter_groups(self, model: Adaptable) -> list[dict[str, Any]]:

@@ -66,6 +66,8 @@ class TrainerConfig:
     """Where and how the run is executed; may change on every resume."""
 
     accelerator: Literal["auto", "cpu", "gpu"]
+    strategy: Literal["ddp", "fsdp2", "hsdp"]  # of more ranks than one
+    shard_ranks: int | None  # of hsdp: neighbouring ranks that share one copy; None: those of a node
     devices: int | Literal["auto"]
     num_nodes: int
     num_workers: int  # data processes per rank
@@ -75,8 +77,13 @@ class TrainerConfig:
     log_every: int  # optimiser steps between logged training metrics
     max_minutes: float | None  # of this process, set-up included; then it saves
     at_limit: Literal["stop", "finish"]  # stop: the same command goes on; finish: measure and export now
+    stall_s: float | None  # all ranks end after this long without progress of one; None: they wait for good
 
     def __post_init__(self) -> None:
+        if self.shard_ranks is not None:
+            _at_least_1("trainer.shard_ranks", self.shard_ranks)
+        if self.stall_s is not None and self.stall_s <= 0:
+            raise ValueError(f"trainer.stall_s={self.stall_s}: expected seconds, or null for no limit")
         _at_least_1("trainer.num_nodes", self.num_nodes)
         _at_least_1("trainer.log_every", self.log_every)
         if self.devices != "auto":

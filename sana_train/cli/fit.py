@@ -21,8 +21,10 @@ from sana_train.training.callbacks.progress import ProgressCallback
 from sana_train.training.callbacks.provenance import ProvenanceCallback
 from sana_train.training.interruption import StopAtStepEnd
 from sana_train.training.jsonl import JsonlLogger
+from sana_train.training.sharding import Sharding
 from sana_train.training.shell import TrainingShell
 from sana_train.training.trainer import build_trainer, is_global_zero
+from sana_train.training.watchdog import Watchdog
 from sana_train.utils.environment import environment
 
 
@@ -79,6 +81,7 @@ class Fit:
         run_dir: the run's directory, shared by every resume.
         run: what does not change while the run goes on; written into ``run.json`` and every checkpoint.
         console: for the progress bar.
+        sharding: of the task's model over the ranks, if it has any.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class Fit:
         run_dir: Path,
         run: dict[str, Any],
         console: Console,
+        sharding: Sharding | None = None,
     ) -> None:
         self.cfg, self.run_dir, self.run, self.console = cfg, run_dir, run, console
         minutes = cfg.trainer.max_minutes
@@ -114,6 +118,7 @@ class Fit:
             log_every=cfg.trainer.log_every,
             run_dir=run_dir,
             resume_from=resume_from,
+            sharding=sharding,
         )
         self.datamodule = ClipDataModule(
             train,
@@ -161,6 +166,8 @@ class Fit:
             accumulation=self.datamodule.split(world_size(cfg)).accumulation,
             loggers=[JsonlLogger(self.run_dir, self.start_step), *loggers],
             deterministic=cfg.trainer.deterministic,
+            strategy=cfg.trainer.strategy,
+            stall_s=cfg.trainer.stall_s,
             callbacks=[
                 *callbacks,
                 CheckpointCallback(
@@ -168,12 +175,17 @@ class Fit:
                 ),
                 ProvenanceCallback(self.run),
                 ProgressCallback(self.console, training.max_steps),
+                *self._watchdog(),
                 self.stop,
             ],
         )
         with self.stop:
             trainer.fit(self.shell, datamodule=self.datamodule)
         return self.shell.completed_steps
+
+    def _watchdog(self) -> list[StepCallback]:
+        stall_s = self.cfg.trainer.stall_s
+        return [] if stall_s is None or world_size(self.cfg) == 1 else [Watchdog(self.run_dir, stall_s)]
 
 
 def world_size(cfg: RunConfig) -> int:

@@ -7,6 +7,7 @@ unless it needs a part that no run had before.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from functools import cache, cached_property
@@ -42,8 +43,10 @@ from sana_train.models.flops import training_flops
 from sana_train.models.sana_video import SanaVideoDiT
 from sana_train.protocols import Autoencoder, ClipSource, Reader, ReadsEmptyCaptions, Task, TextEncoder
 from sana_train.training.callbacks.throughput import Work, WorkOf
+from sana_train.training.sharding import Sharding
 from sana_train.types import Batch, VideoShape
 from sana_train.utils.hashing import json_hash
+from sana_train.utils.shards import write_part
 
 _NUM_SAMPLES = {"cuda": 256, "cpu": 32}  # intervals of a few points; on a CPU, what seconds allow
 _RESIDENT_BYTES = 2**31  # a smaller cache of latents is kept in memory, a larger one is read as it is needed
@@ -75,7 +78,10 @@ class Parts:
         missing = [
             name for name, argument in wanted.items() if argument.required and name not in self.cfg.task
         ]
-        task = instantiate(self.cfg.task, **{name: getattr(self, name) for name in missing})
+        node = self.cfg.task
+        if self.is_sharded and "compile_mode" in node:
+            node = {**node, "compile_mode": "none"}  # of the whole loss; see `sharding`
+        task = instantiate(node, **{name: getattr(self, name) for name in missing})
         recompute = self.cfg.trainer.recompute
         if isinstance(task.model, SanaVideoDiT):
             task.model.set_recompute(recompute)
@@ -84,7 +90,47 @@ class Parts:
                 f"trainer.recompute={recompute}: only a DiT can; {self.cfg.task[TARGET]} trains a "
                 f"{type(task.model).__name__}. Set trainer.recompute=none"
             )
+        if self.is_sharded and not isinstance(task.model, SanaVideoDiT):
+            raise ValueError(
+                f"trainer.strategy={self.cfg.trainer.strategy}: only a DiT can be sharded; "
+                f"{self.cfg.task[TARGET]} trains a {type(task.model).__name__}. Take trainer=ddp"
+            )
         return task
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the trained model is spread over ranks; ``model`` then has no memory of its own."""
+        return self.cfg.trainer.strategy != "ddp"
+
+    @property
+    def sharding(self) -> Sharding | None:
+        """How the model is spread.
+
+        Raises:
+            ValueError: what cannot be had with a sharded model.
+        """
+        if not self.is_sharded:
+            return None
+        trainer, mode = self.cfg.trainer, self.cfg.task.get("compile_mode", "none")
+        where = f"trainer.strategy={trainer.strategy}"
+        if mode == "reduce-overhead":
+            raise ValueError(
+                f"{where} gathers weights into other memory in every step, which CUDA graphs cannot follow; "
+                "set task.compile_mode=default, which compiles each block"
+            )
+        if self.cfg.training.optimiser == "muon":
+            raise ValueError(
+                f"{where} leaves each rank some rows of a matrix, and Muon needs all of it at once; set "
+                "training.optimiser=adamw, or trainer=ddp"
+            )
+        ranks = None
+        if trainer.strategy == "hsdp":
+            ranks = trainer.shard_ranks or self._ranks_per_node()
+        return Sharding(self._fill, ranks, mode)
+
+    def _ranks_per_node(self) -> int:
+        devices = self.cfg.trainer.devices
+        return max(1, torch.cuda.device_count()) if devices == "auto" else devices
 
     # Frozen parts ------------------------------------------------------------------------------
 
@@ -159,16 +205,31 @@ class Parts:
 
     @cached_property
     def _adapted(self) -> tuple[nn.Module, LoadReport | None]:
-        # Memory without values, filled here and nowhere else: 2B are in memory once.
-        model: Any = build_empty(lambda: instantiate(self._section("model")), self.device)
+        # Memory without values, filled in `_fill` and nowhere else: 2B are in memory once.
+        device = torch.device("meta") if self.is_sharded else self.device
+        model = build_empty(lambda: instantiate(self._section("model")), device)
+        return model, self._fill(model)
+
+    def _fill(self, model: Any) -> LoadReport | None:
+        """Write the initial weights into ``model``, of a sharded one this rank's part; on ``meta``, none."""
         start = EmptyCaptionStart(model, self._empty_caption)
         seed = self.cfg.training.seed
-        if self.cfg.adaptation is None:
-            for key, value in model.state_dict().items():
-                value.copy_(start.fresh_state([key], seed)[key])
-            return model, None
-        source = self.source_state if self.adaptation.needs_source else None
-        return model, self.adaptation.apply(start, source, seed)
+        if self.cfg.adaptation is not None:
+            source = self.source_state if self.adaptation.needs_source else None
+            return self.adaptation.apply(start, source, seed)
+        for key, value in model.state_dict().items():
+            if not value.is_meta:
+                write_part(value, start.fresh_state([key], seed)[key])
+        return None
+
+    def null_caption(self) -> Tensor:
+        """(S, D) on the CPU: what the run's DiT sees for a dropped caption, which is never trained."""
+        model: Any = self.model
+        if self.is_sharded:  # the one tensor of it that is given memory is the one that is filled
+            model = copy.deepcopy(model)
+            model.null_context = torch.empty_like(model.null_context, device="cpu")
+            self._fill(model)
+        return model.null_context.cpu()
 
     def _empty_caption(self) -> Tensor | None:
         """(S, D) of no caption at all; None where the text encoder has no such thing, or there is none."""

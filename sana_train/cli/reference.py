@@ -69,7 +69,7 @@ def _with_null_caption(state: Mapping[str, Tensor], parts: Parts) -> Mapping[str
     """diffusers' files have none; the run's own, never trained, is that of the same text encoder."""
     if NULL_CONTEXT in state:
         return state
-    return {**state, NULL_CONTEXT: parts.model.state_dict()[NULL_CONTEXT].cpu()}
+    return {**state, NULL_CONTEXT: parts.null_caption()}
 
 
 def _conditions(parts: Parts, evaluator: ConvergenceEvaluator) -> dict[str, Any]:

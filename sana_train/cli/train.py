@@ -76,7 +76,7 @@ def run(
     if isinstance(train, BucketClips):
         facts["batches"] = bucket_record(train, config.training.global_batch, config.training.micro_batch)
         console.print(bucket_table(facts["batches"]), highlight=False, soft_wrap=True)
-    fit = Fit(config, task, train, heldout, run_dir, facts, console)
+    fit = Fit(config, task, train, heldout, run_dir, facts, console, parts.sharding)
     if fit.start_step:
         console.print(f"going on from step {fit.start_step}", highlight=False)
     elif (run_dir / "metrics.jsonl").is_file():  # killed before it saved, or its checkpoints were taken away
@@ -98,6 +98,8 @@ def run(
     if not is_global_zero():
         return
     final = ckpt.checkpoint_path(run_dir, completed)
+    if parts.is_sharded:
+        task.model = parts.model.to_empty(device=device)
     task.model.load_state_dict(ckpt.load_weights(final))
     _round_weights(task.model.to(device).eval())
     record = {**facts, "steps": completed, "environment": fit.environment()}
@@ -127,3 +129,5 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     # Depthwise kernels have two equivalent memory layouts, and DDP remarks on it.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    # Nothing computes in place on what a block returns, which FSDP warns of at every block of every step.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")

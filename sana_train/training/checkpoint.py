@@ -33,7 +33,7 @@ from sana_train.training.checksums import find_damage, forget, read_sums, write_
 from sana_train.utils.files import is_scratch, publish_directory, write_json
 
 _NAME = re.compile(r"step_(\d{7,})")
-_STATE = "training_state"
+STATE = "training_state"
 _GO_BACK = (
     "Go on with the code and the configuration that wrote it (run.json beside it), or start another run with "
     "run_id=<a new name>"
@@ -56,21 +56,40 @@ def save_checkpoint(
     Raises:
         OSError: it cannot be written, as on a full disk; nothing of it stays.
     """
+    states = (model, ema or {}, (training_state or {}).get("optimiser", {}))
+    num_bytes = sum(value.nbytes for state in states for value in state.values())
+    with said_if_not_written(target, num_bytes), publish_directory(target) as scratch:
+        write_weights(scratch, "model", model)
+        if ema is not None:
+            write_weights(scratch, "ema", ema)
+        if training_state is not None:
+            with single_process():
+                dcp.save(training_state, checkpoint_id=scratch / STATE, no_dist=True)
+        seal(scratch, run)
+
+
+def write_weights(directory: Path, name: str, state: dict[str, Tensor]) -> None:
+    """``name`` is ``model`` or ``ema``."""
+    save_file(_on_cpu(state), directory / f"{name}.safetensors")
+
+
+def seal(directory: Path, run: dict[str, Any]) -> None:
+    """Write what a checkpoint says of itself: the last thing before it is published."""
+    write_json(directory / "run.json", run)
+    write_sums(directory)
+
+
+@contextmanager
+def said_if_not_written(target: Path, num_bytes: int) -> Iterator[None]:
+    """Errors of writing the checkpoint ``target`` become one that says what there was room for.
+
+    Raises:
+        OSError: instead of what a writer raised.
+    """
     try:
-        with publish_directory(target) as scratch:
-            save_file(_on_cpu(model), scratch / "model.safetensors")
-            if ema is not None:
-                save_file(_on_cpu(ema), scratch / "ema.safetensors")
-            if training_state is not None:
-                with _single_process():
-                    dcp.save(training_state, checkpoint_id=scratch / _STATE, no_dist=True)
-            write_json(scratch / "run.json", run)
-            write_sums(scratch)
+        yield
     except (OSError, SafetensorError, CheckpointException) as error:
-        states = (model, ema or {}, (training_state or {}).get("optimiser", {}))
-        raise _not_written(
-            target, sum(v.nbytes for state in states for v in state.values()), error
-        ) from error
+        raise _not_written(target, num_bytes, error) from error
 
 
 def _not_written(target: Path, num_bytes: int, error: BaseException) -> OSError:
@@ -132,14 +151,14 @@ def load_training_state(checkpoint: Path, state: dict[str, Any]) -> None:
         ValueError: the saved state is another.
     """
     try:
-        with _single_process():
-            dcp.load(state, checkpoint_id=checkpoint / _STATE, no_dist=True)
+        with single_process():
+            dcp.load(state, checkpoint_id=checkpoint / STATE, no_dist=True)
     except CheckpointException as error:  # no Exception of Python's, so nothing else would catch it
-        raise ValueError(f"{checkpoint / _STATE} cannot be restored ({_cause(error)}). {_GO_BACK}") from error
+        raise ValueError(f"{checkpoint / STATE} cannot be restored ({_cause(error)}). {_GO_BACK}") from error
 
 
 @contextmanager
-def _single_process() -> Iterator[None]:
+def single_process() -> Iterator[None]:
     """DCP warns about ``no_dist`` even where it is asked for."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
@@ -177,7 +196,7 @@ def has_training_state(checkpoint: Path) -> bool:
         ValueError: the checkpoint is damaged so far that this cannot be said.
     """
     try:
-        return any(name.startswith(f"{_STATE}/") for name in read_sums(checkpoint))
+        return any(name.startswith(f"{STATE}/") for name in read_sums(checkpoint))
     except ValueError as error:
         raise ValueError(_damaged(checkpoint, [str(error)])) from error
 
@@ -207,7 +226,7 @@ def require_whole(checkpoint: Path) -> None:
 
 def _damaged(checkpoint: Path, problems: list[str]) -> str:
     older = [path for path in list_checkpoints(checkpoint.parents[1]) if step_of(path) < step_of(checkpoint)]
-    full = [path.name for path in older if (path / _STATE).is_dir()]
+    full = [path.name for path in older if (path / STATE).is_dir()]
     from_there = f"from {full[-1]}" if full else "from step 0: no other full checkpoint is there"
     return (
         f"the checkpoint {checkpoint} is damaged: {'; '.join(problems)}. Nothing was restored. Put back what "
@@ -221,8 +240,8 @@ def thin_out(run_dir: Path, keep_full: int, milestones: frozenset[int]) -> None:
     full = [path for path in list_checkpoints(run_dir) if _is_soundly(True, path)]
     for path in full[:-keep_full] if keep_full else full:
         if step_of(path) in milestones:
-            forget(path, _STATE)  # first: a kill in between leaves a milestone with a folder too many
-            _remove(path / _STATE, run_dir)
+            forget(path, STATE)  # first: a kill in between leaves a milestone with a folder too many
+            _remove(path / STATE, run_dir)
         else:
             _remove(path, run_dir)
 
@@ -243,8 +262,8 @@ def remove_leftovers(run_dir: Path) -> None:
         else:
             path.unlink(missing_ok=True)
     for path in list_checkpoints(run_dir):
-        if (path / _STATE).is_dir() and _is_soundly(False, path):
-            _remove(path / _STATE, run_dir)
+        if (path / STATE).is_dir() and _is_soundly(False, path):
+            _remove(path / STATE, run_dir)
 
 
 def _is_soundly(full: bool, checkpoint: Path) -> bool:

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from sana_train.utils.shards import local, write_part
+
 
 class Ema:
-    """fp32 average of a module's parameters; buffers are taken as they are.
+    """fp32 average of a module's parameters, sharded as they are; buffers are taken as they are.
 
     The decay at step n is ``min(decay, (1 + n) / (10 + n))``: a fixed decay of 0.999 would still be
     half the initialisation after 700 steps, and the first milestones would measure that.
@@ -33,8 +35,8 @@ class Ema:
     def update(self, step: int) -> None:
         """Fold in the weights reached after ``step`` optimiser steps."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        current = [parameter.detach().float() for parameter in self._model.parameters()]
-        torch._foreach_lerp_(list(self.average.values()), current, 1.0 - decay)
+        current = [local(parameter.detach()).float() for parameter in self._model.parameters()]
+        torch._foreach_lerp_([local(average) for average in self.average.values()], current, 1.0 - decay)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The model's state dict with averaged parameters (fp32)."""
@@ -43,9 +45,9 @@ class Ema:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over averages saved by ``state_dict``."""
+        """Take over averages saved by ``state_dict``, whole also where this process has a part of each."""
         for name, average in self.average.items():
-            average.copy_(state[name])
+            write_part(average, state[name])
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:

@@ -16,10 +16,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sana_train.protocols import Task
 from sana_train.training import checkpoint as ckpt
+from sana_train.training.background_save import BackgroundSaver
 from sana_train.training.callbacks.base import StepCallback
 from sana_train.training.ema import Ema
 from sana_train.training.optimiser import OptimiserName, build_optimiser, clip_gradients, hold_back, set_step
@@ -29,8 +30,10 @@ from sana_train.training.optimiser_state import (
     prepare_optimiser_state,
     require_same_parameters,
 )
+from sana_train.training.sharding import Sharding, fill_whole, groups_of, sharded_copy
 from sana_train.types import Batch
 from sana_train.utils.rng import SampleRng
+from sana_train.utils.shards import gathered, local, write_part
 
 
 class TrainingShell(pl.LightningModule):
@@ -50,6 +53,7 @@ class TrainingShell(pl.LightningModule):
         log_every: optimiser steps between two logged training metrics.
         run_dir: where checkpoints lie.
         resume_from: full checkpoint to continue from, if any.
+        sharding: how ``task.model``, which is then on ``meta``, is spread over the ranks; None: it is not.
     """
 
     def __init__(
@@ -68,10 +72,13 @@ class TrainingShell(pl.LightningModule):
         log_every: int,
         run_dir: Path,
         resume_from: Path | None = None,
+        sharding: Sharding | None = None,
     ) -> None:
         super().__init__()
         self.task = task
         self.model = task.model
+        self.sharding = sharding
+        self._whole: list[nn.Module] = []  # the unsharded model; in a list, or it were a sub-module of this
         self.optimiser: OptimiserName = optimiser
         self.seed, self.lr, self.warmup_steps = seed, lr, warmup_steps
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
@@ -80,6 +87,7 @@ class TrainingShell(pl.LightningModule):
         self.completed_steps = 0 if resume_from is None else ckpt.step_of(resume_from)
         self.paused_s = 0.0  # spent inside `paused`, for honest throughput
         self.ema: Ema | None = None
+        self._saver: BackgroundSaver | None = None  # of a sharded model
         self._step_sums: dict[str, Tensor] = {}  # losses over the micro-batches of the present step
         self._num_micro_batches = 0
         self._window_sums: dict[str, Tensor] = {}  # means of the steps since the last log
@@ -87,19 +95,33 @@ class TrainingShell(pl.LightningModule):
         self._grad_norm: Tensor | None = None
         self._step_is_fresh = False
 
-    def setup(self, stage: str) -> None:
+    def configure_model(self) -> None:
+        if self.sharding is not None:
+            self._whole = [self.model]
+            device, use_bf16 = self.trainer.strategy.root_device, self.trainer.precision == "bf16-mixed"
+            self.model = sharded_copy(self.model, self.sharding, device, use_bf16=use_bf16)
+            self.task.model = self.model
+            self._saver = BackgroundSaver()
+            if self.resume_from is None:
+                self.sharding.fill(self.model)
         if self.resume_from is not None:
-            state = ckpt.load_exactly(self.resume_from / "model.safetensors", self.model.state_dict())
-            self.model.load_state_dict(state)
+            state = self.model.state_dict()
+            saved = ckpt.load_exactly(self.resume_from / "model.safetensors", state)
+            for name, value in state.items():
+                write_part(value, saved[name])
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        groups = self.task.parameter_groups()
+        return groups_of(self.model, self._whole[0], groups) if self._whole else groups
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         self.ema = Ema(self.model, self.ema_decay)
         optimiser = build_optimiser(
-            self.task.parameter_groups(), self.lr, self.betas, self.weight_decay, self.eps, self.optimiser
+            self._parameter_groups(), self.lr, self.betas, self.weight_decay, self.eps, self.optimiser
         )
         if self.resume_from is not None:
             averages = ckpt.load_exactly(self.resume_from / "ema.safetensors", self.ema.state_dict())
-            self.ema.load_state_dict({k: v.to(self.device) for k, v in averages.items()})
+            self.ema.load_state_dict(averages)
             run = ckpt.read_run(self.resume_from)
             names = parameter_names(optimiser, self.model)
             require_same_parameters(run["optimiser_parameters"], names, str(self.resume_from))
@@ -130,7 +152,7 @@ class TrainingShell(pl.LightningModule):
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
         live = hold_back(optimizer, self.completed_steps)
-        self._grad_norm = clip_gradients(live, self.clip_norm)
+        self._grad_norm = gathered(clip_gradients(live, self.clip_norm))
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -161,6 +183,20 @@ class TrainingShell(pl.LightningModule):
     def on_train_end(self) -> None:
         self._run_callbacks("on_run_end")
 
+    @contextmanager
+    def averages_shown(self) -> Iterator[None]:
+        """Inside the block the task's model, as others know it, computes with the averages; for every rank.
+
+        A sharded model is put together for that on the first rank, which must have the memory.
+        """
+        assert self.ema is not None
+        if not self._whole:
+            with self.ema.swapped_in():
+                yield
+            return
+        with fill_whole(self._whole[0], self.ema.state_dict(), self.device, self.trainer.is_global_zero):
+            yield
+
     def _window_totals(self) -> dict[str, float]:
         """The window's sums averaged over ranks, from which every rank of a resumed run goes on."""
         reduce = self.trainer.strategy.reduce
@@ -184,7 +220,8 @@ class TrainingShell(pl.LightningModule):
     def check_finite(self) -> None:
         """Raise if a loss since the last look or a weight is not finite; called before anything is saved."""
         self._require_finite_loss()
-        if not all(torch.isfinite(p).all() for p in self.model.parameters()):
+        is_finite = all(bool(torch.isfinite(local(p)).all()) for p in self.model.parameters())
+        if not self.trainer.strategy.reduce_boolean_decision(is_finite, all=True):
             raise self._not_finite("a weight became NaN or infinite")
 
     def _not_finite(self, what: str) -> FloatingPointError:
@@ -225,28 +262,51 @@ class TrainingShell(pl.LightningModule):
             if isinstance(callback, StepCallback):
                 getattr(callback, hook)(self, self.completed_steps)
 
-    def save_checkpoint(self, run: dict[str, Any], *, with_training_state: bool) -> None:
-        """Check the weights on every rank and publish a checkpoint of the present step from the first."""
+    def save_checkpoint(
+        self, run: dict[str, Any], *, with_training_state: bool, published: Callable[[], object]
+    ) -> None:
+        """Check the weights on every rank and publish a checkpoint of the present step.
+
+        Of a sharded model it is published later, while training goes on; `finish_saving` waits for that.
+
+        Args:
+            run: for its ``run.json``.
+            with_training_state: or a milestone of weights alone.
+            published: called on the first rank, which publishes, when it is there.
+        """
         self.check_finite()
         sums = self._window_totals()
-        if not self.trainer.is_global_zero:
-            return
         assert self.ema is not None
         optimiser = self.trainer.optimizers[0]
         state = optimiser_state(optimiser)
-        ckpt.save_checkpoint(
-            ckpt.checkpoint_path(self.run_dir, self.completed_steps),
-            self.model.state_dict(),
-            self.ema.state_dict(),
-            {"optimiser": state} if with_training_state else None,
-            {
-                **run,
-                "step": self.completed_steps,
-                "optimiser_keys": sorted(state),
-                "optimiser_parameters": parameter_names(optimiser, self.model),
-                "window": {"num_steps": self._num_window_steps, "sums": sums},
-            },
-        )
+        target = ckpt.checkpoint_path(self.run_dir, self.completed_steps)
+        model, ema = self.model.state_dict(), self.ema.state_dict()
+        run = {
+            **run,
+            "step": self.completed_steps,
+            "optimiser_keys": sorted(state),
+            "optimiser_parameters": parameter_names(optimiser, self.model),
+            "window": {"num_steps": self._num_window_steps, "sums": sums},
+        }
+        moments = state if with_training_state else None
+        if self._saver is not None:
+            self._saver.save(target, model, ema, moments, run, published)
+            return
+        if self.trainer.is_global_zero:
+            training_state = None if moments is None else {"optimiser": moments}
+            ckpt.save_checkpoint(target, model, ema, training_state, run)
+            published()
+        # No rank computes on, or ends, while the files are still being written.
+        self.trainer.strategy.barrier("checkpoint")
+
+    def finish_saving(self) -> None:
+        """Wait until every checkpoint is published; for every rank.
+
+        Raises:
+            OSError: the last one could not be written.
+        """
+        if self._saver is not None:
+            self._saver.wait()
 
 
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Literal
 
 import lightning.pytorch as pl
@@ -12,10 +13,15 @@ from lightning.fabric.plugins.environments import (
     TorchElasticEnvironment,
 )
 from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
+from torch.distributed.constants import default_pg_timeout
 
 from sana_train.training.callbacks.base import StepCallback
 from sana_train.training.determinism import set_determinism
+
+StrategyName = Literal["ddp", "fsdp2", "hsdp"]
+_PATIENCE_S = 60.0
 
 
 def build_trainer(
@@ -29,14 +35,22 @@ def build_trainer(
     loggers: Sequence[Logger],
     callbacks: Sequence[StepCallback],
     deterministic: bool = False,
+    strategy: StrategyName = "ddp",
+    stall_s: float | None = None,
 ) -> pl.Trainer:
-    """A trainer for the next ``num_steps`` optimiser steps of a run."""
+    """A trainer for the next ``num_steps`` optimiser steps of a run.
+
+    Args:
+        strategy: ``ddp``, which is nothing at all on one rank, or one of those that shard the model.
+        stall_s: after which a watchdog ends ranks without progress; None: they wait for half an hour.
+    """
     set_determinism(deterministic)
     return pl.Trainer(
         accelerator=accelerator,
         devices=devices,
         num_nodes=num_nodes,
         precision=precision,  # type: ignore[arg-type]
+        strategy=_strategy(strategy, stall_s),
         max_steps=num_steps,
         accumulate_grad_batches=accumulation,
         logger=list(loggers),
@@ -52,6 +66,22 @@ def build_trainer(
         benchmark=not deterministic,
         deterministic=deterministic,
     )
+
+
+def _strategy(name: StrategyName, stall_s: float | None) -> Strategy | str:
+    # Whoever waits for a rank that stalls is to be ended by the watchdog, with its stack, not by this.
+    timeout = default_pg_timeout if stall_s is None else timedelta(seconds=stall_s + _PATIENCE_S)
+    if name != "ddp":
+        return _Sharded(data_parallel_size=1, tensor_parallel_size=1, timeout=timeout)
+    return "auto" if stall_s is None else DDPStrategy(timeout=timeout)
+
+
+class _Sharded(ModelParallelStrategy):
+    """Lightning's, for as many ranks as there are. What is sharded and how is the module's business."""
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
 
 
 def _cluster() -> ClusterEnvironment | None:

@@ -42,6 +42,8 @@ def config(max_steps: int, **trainer: Any) -> Any:
         "num_workers": 0,
         "log_every": 2,
         "deterministic": False,
+        "strategy": "ddp",
+        "stall_s": None,
     }
     return SimpleNamespace(
         training=SimpleNamespace(**training),

@@ -1,74 +1,73 @@
-"""Twenty steps of two DDP processes are those of one, also when a rank is killed and one process goes on."""
+"""Twenty steps of two ranks are those of one process, also when a rank is killed and one process goes on."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import shutil
 import signal
-import socket
+import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from training_harness import launch, metrics
+from rank_processes import exit_codes
+from training_harness import launch, make_task, metrics
 
 from sana_train.training import checkpoint as ckpt
 from sana_train.training.callbacks.base import StepCallback
 from sana_train.training.shell import TrainingShell
+from sana_train.training.trainer import StrategyName
 
-_children = multiprocessing.get_context("forkserver")
 NUM_STEPS = 20
+SAVED = ["step_0000005", "step_0000010"]  # a milestone and a full checkpoint
 CLIP_NORM = 0.05  # below every gradient norm of this run, so that each step is clipped
 
 
 class KillSecondRank(StepCallback):
-    """SIGKILL, of which the process hears nothing."""
+    """SIGKILL, of which the process hears nothing, when the checkpoint of step 10 is there."""
 
     def on_step_end(self, shell: TrainingShell, step: int) -> None:
         if step == 12 and shell.trainer.global_rank == 1:
+            while not ckpt.checkpoint_path(shell.run_dir, 10).exists():
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def train(run_dir: Path, devices: int, is_killed: bool = False) -> None:
-    """Every rank accumulates two micro-batches to the global batch of 8."""
+def train(
+    run_dir: Path,
+    devices: int,
+    strategy: StrategyName = "ddp",
+    is_killed: bool = False,
+    ranks_per_copy: int | None = None,
+    recompute: str = "none",
+    compile_mode: str = "none",
+) -> None:
+    """Every rank accumulates two micro-batches to the global batch of 8; a group starts at step 5."""
+    task = make_task(kept_start_step=5)
+    task.model.set_recompute(recompute)  # type: ignore[operator]
     launch(
         run_dir,
         max_steps=NUM_STEPS,
+        task=task,
         micro_batch=4 // devices,
         devices=devices,
         callbacks=[KillSecondRank()] if is_killed else [],
         checkpoint_every=10,
+        milestones=[5],
         lr=1e-3,
         clip_norm=CLIP_NORM,
+        strategy=strategy,
+        ranks_per_copy=ranks_per_copy,
+        block_compile_mode=compile_mode,
     )
 
 
-def one_rank(run_dir: Path, rank: int, port: int, is_killed: bool) -> None:
-    """As torchrun starts it."""
-    torch.set_num_threads(1)
-    torchrun = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
-    os.environ.update({name: str(value) for name, value in {**torchrun, **address}.items()})
-    train(run_dir, 2, is_killed)
-    os._exit(0)
-
-
-def exit_codes_of_two_ranks(run_dir: Path, is_killed: bool) -> list[int | None]:
-    """None for a rank that has not ended within a minute."""
-    run_dir.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks: list[Any] = [
-        _children.Process(target=one_rank, args=(run_dir, rank, port, is_killed), daemon=True)
-        for rank in (0, 1)
-    ]
-    for child in ranks:
-        child.start()
-    for child in ranks:
-        child.join(60)
-    return [child.exitcode for child in ranks]
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process."""
+    run_dir = tmp_path_factory.mktemp("alone") / "run"
+    train(run_dir, 1)
+    return run_dir
 
 
 def assert_equal_runs(found: Path, expected: Path) -> None:
@@ -87,19 +86,55 @@ def assert_equal_runs(found: Path, expected: Path) -> None:
             torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_twenty_steps_of_two_ranks_are_those_of_one(tmp_path: Path) -> None:
-    assert exit_codes_of_two_ranks(tmp_path / "both", is_killed=False) == [0, 0]
-    train(tmp_path / "alone", 1)
-    assert_equal_runs(tmp_path / "both", tmp_path / "alone")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_twenty_steps_of_two_ranks_are_those_of_one(strategy: str, alone: Path, tmp_path: Path) -> None:
+    assert exit_codes(train, tmp_path / "both", 2, strategy) == [0, 0]
+    assert_equal_runs(tmp_path / "both", alone)
 
 
 @pytest.mark.slow
-def test_one_process_goes_on_where_a_rank_was_killed(tmp_path: Path) -> None:
-    first, second = exit_codes_of_two_ranks(tmp_path / "both", is_killed=True)
+@pytest.mark.parametrize(
+    ("recompute", "compile_mode"), [("selective", "none"), ("full", "none"), ("selective", "default")]
+)
+def test_sharded_blocks_may_be_recomputed_and_compiled(
+    recompute: str, compile_mode: str, alone: Path, tmp_path: Path
+) -> None:
+    given = ("fsdp2", False, None, recompute, compile_mode)
+    assert exit_codes(train, tmp_path / "both", 2, *given, limit_s=200) == [0, 0]
+    assert_equal_runs(tmp_path / "both", alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_ranks", "ranks_per_copy"), [(2, 1), (4, 2)])
+def test_copies_of_sharded_models_are_one_run(
+    num_ranks: int, ranks_per_copy: int, alone: Path, tmp_path: Path
+) -> None:
+    codes = exit_codes(
+        train, tmp_path / "all", num_ranks, "hsdp", False, ranks_per_copy, num=num_ranks, limit_s=120
+    )
+    assert codes == [0] * num_ranks
+    assert_equal_runs(tmp_path / "all", alone)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_one_process_goes_on_where_a_rank_was_killed(strategy: str, alone: Path, tmp_path: Path) -> None:
+    first, second = exit_codes(train, tmp_path / "both", 2, strategy, True)
     assert second == -signal.SIGKILL
     assert first not in (0, None)  # the other rank ends, too, rather than wait for it
-    assert [path.name for path in ckpt.list_checkpoints(tmp_path / "both")] == ["step_0000010"]
+    assert [path.name for path in ckpt.list_checkpoints(tmp_path / "both")] == SAVED
     train(tmp_path / "both", 1)
-    train(tmp_path / "alone", 1)
-    assert_equal_runs(tmp_path / "both", tmp_path / "alone")
+    assert_equal_runs(tmp_path / "both", alone)
+
+
+def test_two_sharded_ranks_go_on_where_one_process_was(alone: Path, tmp_path: Path) -> None:
+    """From its checkpoint of step 10, moments and averages included."""
+    both = tmp_path / "both"
+    train_to_ten(both)
+    assert [path.name for path in ckpt.list_checkpoints(both)] == SAVED
+    assert exit_codes(train, both, 2, "fsdp2") == [0, 0]
+    assert_equal_runs(both, alone)
+
+
+def train_to_ten(run_dir: Path) -> None:
+    train(run_dir, 1)
+    shutil.rmtree(ckpt.checkpoint_path(run_dir, NUM_STEPS))

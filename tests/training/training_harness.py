@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,13 @@ from sana_train.training.interruption import StopAtStepEnd
 from sana_train.training.jsonl import JsonlLogger, read_jsonl
 from sana_train.training.optimiser import OptimiserName
 from sana_train.training.optimiser_state import optimiser_state
+from sana_train.training.sharding import Sharding, groups_of
 from sana_train.training.shell import TrainingShell
 from sana_train.training.tasks.flow import FlowTask
-from sana_train.training.trainer import build_trainer
+from sana_train.training.trainer import StrategyName, build_trainer
+from sana_train.training.watchdog import Watchdog
 from sana_train.types import LatentSpec
+from sana_train.utils.shards import write_part
 
 SPEC = LatentSpec(channels=4, stride_t=8, stride_h=32, stride_w=32)
 CONTEXT_DIM, MAX_TOKENS = 6, 5
@@ -100,6 +105,12 @@ def make_task(
     return kind(model, groups, ScaledSpace(), WordTable(), LogitNormal(), 0.1, compile_mode)  # type: ignore[arg-type]
 
 
+def fill(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Write a whole state into a model of which each rank holds a part."""
+    for name, value in model.state_dict().items():
+        write_part(value, state[name])
+
+
 def launch(
     run_dir: Path,
     *,
@@ -120,6 +131,10 @@ def launch(
     accelerator: str = "cpu",
     precision: str = "32-true",
     deterministic: bool = False,
+    strategy: StrategyName = "ddp",
+    ranks_per_copy: int | None = None,
+    block_compile_mode: str = "none",
+    stall_s: float | None = None,
 ) -> TrainingShell:
     """Train from the run's last checkpoint up to ``max_steps``, in steps of 8 clips."""
     resume_from = ckpt.latest_resumable(run_dir)
@@ -128,6 +143,12 @@ def launch(
     start_step = 0 if resume_from is None else ckpt.step_of(resume_from)
     task = make_task() if task is None else task
     clips = make_clips(device="cuda" if accelerator == "gpu" else "cpu") if clips is None else clips
+    sharding = None
+    if strategy != "ddp":
+        whole, empty = task.model, copy.deepcopy(task.model).to("meta")
+        groups = groups_of(empty, whole, task.parameter_groups())
+        task.model, task.parameter_groups = empty, lambda: groups  # type: ignore[method-assign]
+        sharding = Sharding(partial(fill, state=whole.state_dict()), ranks_per_copy, block_compile_mode)
     shell = TrainingShell(
         task,
         seed=3,
@@ -142,6 +163,7 @@ def launch(
         log_every=log_every,
         run_dir=run_dir,
         resume_from=resume_from,
+        sharding=sharding,
     )
     data = ClipDataModule(clips, clips, 8, micro_batch, seed=3, start_step=start_step)
     run = {"run_id": run_dir.name}
@@ -155,10 +177,13 @@ def launch(
         accumulation=data.split(devices).accumulation,
         loggers=[JsonlLogger(run_dir, start_step)],
         deterministic=deterministic,
+        strategy=strategy,
+        stall_s=stall_s,
         callbacks=[
             *callbacks,  # type: ignore[list-item]
             CheckpointCallback(checkpoint_every, milestones, 2, run),
             ProvenanceCallback(run),
+            *([] if stall_s is None else [Watchdog(run_dir, stall_s)]),
             stop,
         ],
     )

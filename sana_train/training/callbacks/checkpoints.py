@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from sana_train.training import checkpoint as ckpt
@@ -43,15 +44,13 @@ class CheckpointCallback(StepCallback):
     def on_run_end(self, shell: TrainingShell, step: int) -> None:
         if step != self._last_full:
             self._save(shell, step, with_training_state=True)
+        shell.finish_saving()
 
     def _save(self, shell: TrainingShell, step: int, *, with_training_state: bool) -> None:
+        thin_out = partial(ckpt.thin_out, shell.run_dir, self.keep_full, self.milestones)
         with shell.paused():
-            shell.save_checkpoint(self.run, with_training_state=with_training_state)
-            if shell.trainer.is_global_zero:
-                ckpt.thin_out(shell.run_dir, self.keep_full, self.milestones)
+            shell.save_checkpoint(self.run, with_training_state=with_training_state, published=thin_out)
             if step in self.milestones:
                 shell.note(f"milestone/{step}", str(ckpt.checkpoint_path(shell.run_dir, step)))
-            # No rank computes on, or ends, while the files are still being written.
-            shell.trainer.strategy.barrier("checkpoint")
         if with_training_state:
             self._last_full = step

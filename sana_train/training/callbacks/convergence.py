@@ -39,17 +39,15 @@ class ConvergenceCallback(StepCallback):
             self._evaluate(shell, step)
 
     def _evaluate(self, shell: TrainingShell, step: int) -> None:
-        with shell.paused():
+        with shell.paused(), shell.averages_shown():
             has_to_stop = shell.trainer.is_global_zero and self._measure(shell, step)
             if shell.trainer.strategy.broadcast(has_to_stop):
                 shell.trainer.should_stop = True
 
     def _measure(self, shell: TrainingShell, step: int) -> bool:
-        assert shell.ema is not None
         was_training = shell.model.training
         shell.model.eval()
-        with shell.ema.swapped_in():
-            metrics = self.evaluate(step)
+        metrics = self.evaluate(step)
         shell.model.train(was_training)
         shell.report(metrics)
         return self.on_metrics(step, metrics)

@@ -1,0 +1,123 @@
+"""The process beside a rank that ends it, with its stack, when it stalls or when another rank has ended.
+
+Started by ``watchdog.py`` as a script of the standard library alone, in a session of its own: what stops or
+kills the rank leaves it alive. It hears of progress through its standard input, and of other ranks through a
+folder that all of them share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+PROGRESS, GOODBYE, FAILED = b".", b"q", b"x"
+POLL_S = 0.5
+GRACE_S = 5.0  # for a stack to be written, and for a rank that failed to leave by itself
+
+
+class Monitor:
+    """Watches the process that started it.
+
+    Args:
+        rank: of that process.
+        folder: shared by the ranks of one start of the job.
+        stall_s: seconds without progress.
+    """
+
+    def __init__(self, rank: int, folder: Path, stall_s: float) -> None:
+        self.rank, self.folder, self.stall_s = rank, folder, stall_s
+        self.process = os.getppid()
+        self.stacks = stacks_of(folder, rank)
+
+    def watch(self) -> None:
+        """Until the rank has said goodbye or is gone."""
+        last = time.monotonic()
+        while True:
+            heard = self._hear()
+            if GOODBYE in heard:
+                return
+            if FAILED in heard:  # it has written why
+                self._announce()
+                self._kill_after(GRACE_S)
+                return
+            if heard:
+                last = time.monotonic()
+            if self._is_gone():
+                self._note("ended without a word: killed, or out of memory? Its stack went with it")
+                self._announce()
+                return
+            others = [path.stem for path in self.folder.glob("*.ended") if path.stem != self.stacks.stem]
+            if others:
+                self._end(f"ended because {', '.join(sorted(others))} did")
+                return
+            if time.monotonic() - last > self.stall_s:
+                self._end(f"ended after {self.stall_s:g} s without progress")
+                return
+
+    def _hear(self) -> bytes:
+        if not select.select([0], [], [], POLL_S)[0]:
+            return b""
+        heard = os.read(0, 4096)
+        if not heard:
+            time.sleep(POLL_S)  # the other end is closed; the process itself is gone at once or soon
+        return heard
+
+    def _is_gone(self) -> bool:
+        return os.getppid() != self.process
+
+    def _end(self, why: str) -> None:
+        self._announce()  # first: all ranks write where they are, before any of them is gone
+        size = self.stacks.stat().st_size
+        self._send(signal.SIGQUIT)  # faulthandler's
+        self._send(signal.SIGCONT)  # a process that is stopped writes nothing
+        deadline = time.monotonic() + GRACE_S
+        while time.monotonic() < deadline and not self._is_gone():
+            before, size_now = size, self.stacks.stat().st_size
+            time.sleep(POLL_S)
+            if size_now > before and self.stacks.stat().st_size == size_now:
+                break
+        self._note(why)
+        self._kill_after(0.0)
+
+    def _announce(self) -> None:
+        self.stacks.with_suffix(".ended").touch()
+
+    def _note(self, what: str) -> None:
+        line = f"rank {self.rank} (process {self.process} on {socket.gethostname()}) {what}"
+        with self.stacks.open("a") as file:
+            file.write(f"{line}\n")
+        sys.stderr.write(f"{line}; stacks of all ranks are in {self.folder}\n")
+
+    def _kill_after(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self._is_gone():
+            time.sleep(POLL_S)
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: int) -> None:
+        if not self._is_gone():  # or the number may be another process's
+            os.kill(self.process, number)
+
+
+def stacks_of(folder: Path, rank: int) -> Path:
+    """The file in which a rank leaves its stacks."""
+    return folder / f"rank_{rank:04d}.txt"
+
+
+def main() -> None:
+    top = argparse.ArgumentParser(description=__doc__)
+    top.add_argument("--rank", type=int, required=True)
+    top.add_argument("--folder", type=Path, required=True)
+    top.add_argument("--stall-s", type=float, required=True)
+    given = top.parse_args()
+    Monitor(given.rank, given.folder, given.stall_s).watch()
+
+
+if __name__ == "__main__":
+    main()

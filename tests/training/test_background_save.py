@@ -1,0 +1,157 @@
+"""Checkpoints that ranks write together while they train: whole, the same as one process's, or not there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from rank_processes import exit_codes
+from training_harness import fill, launch, make_model, metrics
+
+from sana_train.training import background_save
+from sana_train.training import checkpoint as ckpt
+from sana_train.training.background_save import BackgroundSaver
+from sana_train.training.callbacks.base import StepCallback
+from sana_train.training.sharding import Sharding, sharded_copy
+from sana_train.training.shell import TrainingShell
+
+
+def known_state(shift: float) -> dict[str, torch.Tensor]:
+    return {name: value.float() + shift for name, value in make_model().state_dict().items()}
+
+
+def save_in_shards(target: Path) -> None:
+    """A known state through two ranks; changed as soon as it is handed over, as training changes it."""
+    dist.init_process_group("gloo")
+    empty = make_model().to("meta")
+    model, average = (
+        sharded_copy(empty, Sharding(lambda model: None), torch.device("cpu"), use_bf16=False) for _ in "12"
+    )
+    fill(model, known_state(0.0))
+    fill(average, known_state(1.0))
+    saver = BackgroundSaver()
+    saver.save(target, model.state_dict(), average.state_dict(), None, {"step": 3}, lambda: None)
+    for parameter in (*model.parameters(), *average.parameters()):
+        parameter.detach().zero_()
+    saver.wait()
+
+
+def test_files_are_to_the_byte_what_one_process_writes(tmp_path: Path) -> None:
+    one, two = (ckpt.checkpoint_path(tmp_path / name, 3) for name in ("one", "two"))
+    ckpt.save_checkpoint(one, known_state(0.0), known_state(1.0), None, {"step": 3})
+    assert exit_codes(save_in_shards, two) == [0, 0]
+    names = sorted(path.name for path in one.iterdir())
+    assert sorted(path.name for path in two.iterdir()) == names
+    for name in names:
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+
+
+class HeldBack(StepCallback):
+    """The save of step 2 is not written before step 4 has been trained."""
+
+    def __init__(self) -> None:
+        self.is_free = threading.Event()
+        self.save = background_save.put_together
+
+    def on_run_start(self, shell: TrainingShell, step: int) -> None:
+        def held_back(*arguments: Any) -> Any:
+            assert self.is_free.wait(30)
+            return self.save(*arguments)
+
+        background_save.put_together = held_back
+
+    def on_step_end(self, shell: TrainingShell, step: int) -> None:
+        if step == 4:
+            assert not ckpt.list_checkpoints(shell.run_dir)
+            self.is_free.set()
+
+
+def train_while_saving(run_dir: Path) -> None:
+    launch(run_dir, max_steps=5, micro_batch=4, devices=2, callbacks=[HeldBack()], checkpoint_every=9,
+        milestones=[2], strategy="fsdp2")  # fmt: skip
+
+
+def test_training_goes_on_while_files_are_written(tmp_path: Path) -> None:
+    assert exit_codes(train_while_saving, tmp_path / "run") == [0, 0]
+    names = [path.name for path in ckpt.list_checkpoints(tmp_path / "run")]
+    assert names == ["step_0000002", "step_0000005"]
+    ckpt.require_whole(ckpt.checkpoint_path(tmp_path / "run", 2))
+
+
+class KilledWhileSaving(StepCallback):
+    """SIGKILL of one rank as it writes the checkpoint of step 6."""
+
+    def __init__(self, rank: int, function: str) -> None:
+        self.rank, self.function = rank, function
+
+    def on_step_end(self, shell: TrainingShell, step: int) -> None:
+        if step != 5:
+            return
+        shell.finish_saving()  # of step 3
+        if shell.trainer.global_rank == self.rank:
+
+            def kill(*_: Any, **__: Any) -> None:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+            setattr(*_PLACES[self.function], kill)
+
+
+_PLACES: dict[str, tuple[Any, str]] = {
+    "shards": (background_save.dcp, "save"),
+    "whole": (background_save, "put_together"),
+    "seal": (ckpt, "seal"),
+}
+
+
+def train_and_be_killed(run_dir: Path, rank: int, function: str) -> None:
+    launch(run_dir, max_steps=20, micro_batch=4, devices=2, callbacks=[KilledWhileSaving(rank, function)],
+        strategy="fsdp2")  # fmt: skip
+
+
+@pytest.mark.parametrize(("rank", "function"), [(1, "shards"), (0, "whole"), (0, "seal")])
+def test_a_kill_while_saving_leaves_the_checkpoint_before(rank: int, function: str, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    codes = exit_codes(train_and_be_killed, run_dir, rank, function)
+    assert codes[rank] == -signal.SIGKILL
+    assert codes[1 - rank] not in (0, None)
+    assert [path.name for path in ckpt.list_checkpoints(run_dir)] == ["step_0000003"]
+    ckpt.require_whole(ckpt.checkpoint_path(run_dir, 3))
+    assert launch(run_dir, max_steps=6).completed_steps == 6
+    assert not list((run_dir / "checkpoints").glob(".*"))
+    launch(tmp_path / "alone", max_steps=6)
+    expected = [line["train/loss"] for line in metrics(tmp_path / "alone")]
+    assert [line["train/loss"] for line in metrics(run_dir)] == pytest.approx(expected, rel=1e-5)
+
+
+class DiskFull(StepCallback):
+    """For the first rank, as it puts weights together."""
+
+    def on_run_start(self, shell: TrainingShell, step: int) -> None:
+        def fail(*_: Any) -> Any:
+            raise OSError(28, "No space left on device")
+
+        background_save.put_together = fail
+
+
+def train_on_a_full_disk(run_dir: Path) -> None:
+    try:
+        launch(run_dir, max_steps=20, micro_batch=4, devices=2, callbacks=[DiskFull()], strategy="fsdp2")
+    except OSError as error:
+        (run_dir / f"said_{dist.get_rank()}").write_text(str(error))
+        os._exit(3)
+
+
+def test_what_the_first_rank_cannot_write_ends_all(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert exit_codes(train_on_a_full_disk, run_dir) == [3, 3]
+    for rank in (0, 1):
+        assert "could not be written (No space left" in (run_dir / f"said_{rank}").read_text().replace(
+            "[Errno 28] ", ""
+        )
+    assert list((run_dir / "checkpoints").iterdir()) == []

@@ -1,0 +1,93 @@
+"""A rank that is killed, stopped or fails ends the job in time, with a stack of each that can give one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from rank_processes import exit_codes
+from training_harness import launch
+
+from sana_train.training.callbacks.base import StepCallback
+from sana_train.training.shell import TrainingShell
+
+STALL_S = 4.0
+PROMISED_S = 10.0  # from the moment that a rank counts as stalled, or dies, to the end of the job
+
+
+class Mishap(StepCallback):
+    """One rank stops being any use after step 3."""
+
+    def __init__(self, kind: str, rank: int) -> None:
+        self.kind, self.rank = kind, rank
+
+    def on_step_end(self, shell: TrainingShell, step: int) -> None:
+        if step != 3 or shell.trainer.global_rank != self.rank:
+            return
+        (shell.run_dir / "happened").touch()
+        self.fall_out()
+
+    def fall_out(self) -> None:
+        if self.kind == "failed":
+            raise RuntimeError("this rank's own bug")
+        if self.kind == "asleep":
+            time.sleep(100)
+        os.kill(os.getpid(), {"stopped": signal.SIGSTOP, "killed": signal.SIGKILL}[self.kind])
+
+
+def train_until(run_dir: Path, kind: str, rank: int) -> None:
+    launch(
+        run_dir,
+        max_steps=10**6,
+        micro_batch=4,
+        devices=2,
+        callbacks=[Mishap(kind, rank)],
+        checkpoint_every=10**6,
+        stall_s=STALL_S,
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "rank"),
+    [("stopped", 1), ("stopped", 0), ("killed", 1), ("killed", 0), ("failed", 1), ("asleep", 0)],
+)
+def test_the_job_ends_in_time_with_every_stack(kind: str, rank: int, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    codes = exit_codes(train_until, run_dir, kind, rank)
+    took_s = time.time() - (run_dir / "happened").stat().st_mtime
+    assert None not in codes
+    assert 0 not in codes
+    assert took_s < PROMISED_S + (STALL_S if kind in ("stopped", "asleep") else 0.0)
+    # Monitors may write a little longer than the ranks live.
+    (folder,) = run_dir.glob("stacks/*")
+    wait_for(folder / f"rank_{1 - rank:04d}.txt", "training_epoch_loop.py")  # where it waited
+    # A process that stops itself may still come a few lines further.
+    where = {"killed": "ended without a word", "failed": "this rank's own bug", "asleep": "in fall_out"}
+    wait_for(folder / f"rank_{rank:04d}.txt", where.get(kind, "on_step_end"))
+    if kind in ("stopped", "asleep"):
+        wait_for(folder, f"ended after {STALL_S:g} s without progress")
+    assert codes[rank] == (1 if kind == "failed" else -signal.SIGKILL)
+
+
+def wait_for(place: Path, words: str) -> None:
+    """Until the file, or any in the folder, holds ``words``."""
+    deadline = time.monotonic() + PROMISED_S
+    texts: list[str] = []
+    while time.monotonic() < deadline:
+        texts = [file.read_text() for file in ([place] if place.is_file() else place.glob("*.txt"))]
+        if any(words in text for text in texts):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{words!r} is not in {texts}")
+
+
+def train_well(run_dir: Path) -> None:
+    launch(run_dir, max_steps=3, micro_batch=4, devices=2, stall_s=STALL_S)
+
+
+def test_a_run_without_mishap_leaves_nothing_of_it(tmp_path: Path) -> None:
+    assert exit_codes(train_well, tmp_path / "run") == [0, 0]
+    assert not (tmp_path / "run" / "stacks").exists()
