@@ -107,14 +107,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.stdout.write(said + "\n")
 
 
+def split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """(this command's own keys, overrides)."""
+    own = [word for word in words if word.split("=", 1)[0] in _OWN_WORDS]
+    return dict(word.split("=", 1) for word in own), [word for word in words if word not in own]
+
+
 def read(words: Sequence[str]) -> Asked:
     """Check a command line.
 
     Raises:
         ValueError: no checkpoint, an override that is none, no section ``two_stage``, or no folder for it.
     """
-    own = dict(word.split("=", 1) for word in words if word.split("=", 1)[0] in _OWN_WORDS)
-    overrides = [word for word in words if word.split("=", 1)[0] not in _OWN_WORDS]
+    own, overrides = split(words)
     if "checkpoint" not in own:
         raise ValueError("which DiT? give checkpoint=RUN/export or checkpoint=RUN/checkpoints/step_0000500")
     cfg = check_overrides(leave_out_parts(overrides))

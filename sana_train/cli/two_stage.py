@@ -10,12 +10,15 @@ import torch
 
 from sana_train.cli.config import TwoStageConfig
 from sana_train.cli.instantiate import instantiate
+from sana_train.cli.loggers import log_files
+from sana_train.cli.own_folder import own_folder
 from sana_train.cli.parts import Parts
 from sana_train.cli.schema import TARGET
-from sana_train.cli.stage_one import precision_of
+from sana_train.cli.stage_one import precision_of, stage_one_of
 from sana_train.cli.targets import arguments_of, resolve_target
 from sana_train.cli.vae_choice import skeleton
 from sana_train.evaluation import lpips_metric
+from sana_train.evaluation.convergence.heldout import evaluation_mode
 from sana_train.evaluation.stages.columns import PAIRED, REFINED, SAMPLED, TwoStages
 from sana_train.evaluation.stages.judge import Judge
 from sana_train.evaluation.stages.report import write_report
@@ -23,6 +26,9 @@ from sana_train.evaluation.stages.run import Evaluation
 from sana_train.generation.stage_one import StageOne
 from sana_train.protocols import ClipSource
 from sana_train.text.prompt_cache import PromptCache, PromptEmbeddings
+from sana_train.training.callbacks.base import StepCallback
+from sana_train.training.callbacks.two_stage import TwoStageCallback
+from sana_train.utils.environment import environment
 from sana_train.utils.hashing import json_hash
 
 RECORD_NAME = "evaluation.json"
@@ -162,12 +168,47 @@ class TwoStageStudy:
                 )
         if is_paired and self.judge.perceptual is None:
             notes.append(
-                "LPIPS is left out: it needs the extra [metrics] and AlexNet's weights at "
-                f"{lpips_metric.backbone_path()}"
+                "LPIPS is left out: it needs the extra [metrics] and AlexNet's weights in torch's hub cache, "
+                f"{lpips_metric.BACKBONE_FILE}"
             )
         if self.judge.reader is None:
             notes.append("no reader: no attribute is read (reader=<option>, for the procedural world)")
         return notes
+
+
+def two_stage_callbacks(
+    parts: Parts, facts: Mapping[str, Any], run_dir: Path, loggers: Sequence[Any]
+) -> list[StepCallback]:
+    """What judges averaged weights at ``two_stage.steps`` of a run; nothing if there are none.
+
+    An evaluation's folder is the one that evaluate.py takes for the checkpoint of that step.
+    """
+    settings = parts.cfg.two_stage
+    if settings is None or not settings.steps:
+        return []
+    study = TwoStageStudy(parts, facts["config"])
+    stage_one = stage_one_of(parts.model, parts)  # type: ignore[arg-type]
+    folder = run_dir / FOLDER_NAME
+    study.evaluation(stage_one, folder, reports_memory=False)  # refuses now what could not be made later
+
+    def out(step: int) -> Path:
+        return folder / f"step_{step:07d}"
+
+    def evaluate(step: int) -> dict[str, float]:
+        made_by = {"run_id": facts["run_id"], "steps": step, "weights": "ema"}
+        own_folder(out(step), RECORD_NAME, study.record(made_by))
+        evaluation = study.evaluation(stage_one, out(step), reports_memory=False)
+        with evaluation_mode(parts.model):
+            evaluation.run(evaluation.missing(), None)
+        return study.conclude(evaluation, made_by, {"environment": environment(parts.device)}, run_dir)
+
+    def show(step: int, metrics: dict[str, float]) -> bool:
+        del metrics
+        names = ("stages.png", "stages.mp4")
+        log_files(loggers, {f"two_stage/{name}": out(step) / name for name in names}, step)
+        return False
+
+    return [TwoStageCallback(settings.steps, evaluate, show)]
 
 
 def two_stage_section(section: TwoStageConfig | None) -> TwoStageConfig:

@@ -16,6 +16,7 @@ from sana_train.cli import (
     benchmark_loader,
     convert,
     dashboard,
+    evaluate,
     page,
     plan,
     precompute,
@@ -29,6 +30,7 @@ from sana_train.cli import (
     weights,
 )
 from sana_train.cli.config import RefineConfig
+from sana_train.cli.load import load
 from sana_train.cli.panels import read_dashboard
 from sana_train.cli.preflight import check_overrides
 from sana_train.cli.vae_choice import read_choices
@@ -53,6 +55,11 @@ def check(words: list[str]) -> None:
     match [program, *arguments]:
         case ["python" | "python3", "train.py", *rest]:
             check_train(rest)
+        case ["python", "evaluate.py", *rest] | ["torchrun", "--nproc-per-node", _, "evaluate.py", *rest]:
+            own, overrides = evaluate.split(evaluate.parser().parse_intermixed_args(rest).words)
+            assert "checkpoint" in own
+            assert load(check_overrides(overrides)).two_stage is not None
+            GlobalHydra.instance().clear()
         case ["python" | "python3", "-m", "sana_train.cli.record", *rest]:
             record.parser().parse_args(rest)
         case ["python" | "python3", "-m", "sana_train.cli.convert", *rest]:
@@ -208,6 +215,8 @@ def test_python_blocks_parse(documents) -> None:
     [
         "make all",
         "python train.py training.lrr=1",
+        "python evaluate.py experiment=two_stage checkpoint=runs/mine/export two_stage.colums=[stage1]",
+        "python evaluate.py experiment=two_stage",
         "python -m sana_train.cli.vae_table out --autoencoder ltx3",
         "python -m sana_train.cli.precompute --autoencoder ltx3",
         "python -m sana_train.cli.validate_data clips data.train.frame=17",

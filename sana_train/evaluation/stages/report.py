@@ -106,7 +106,11 @@ def _write_page(
     sections: list[tuple[str, str, bool]] = []
     if films:
         sections.append(
-            ("One frame, above four times a quarter of it", html_page.picture("stages.png"), True)
+            (
+                "A frame of each column; below it a quarter of its width at 4x",
+                html_page.picture("stages.png"),
+                True,
+            )
         )
     sections += [(caption, html_page.film(name), True) for name, caption in films.items()]
     if len(lines) > 1:
