@@ -117,7 +117,8 @@ def read(words: Sequence[str]) -> Asked:
     """Check a command line.
 
     Raises:
-        ValueError: no checkpoint, an override that is none, no section ``two_stage``, or no folder for it.
+        FileNotFoundError: the checkpoint is not there.
+        ValueError: no checkpoint named, an override that is none, no section ``two_stage``, or no folder for it.
     """
     own, overrides = split(words)
     if "checkpoint" not in own:
@@ -127,6 +128,8 @@ def read(words: Sequence[str]) -> Asked:
     settings = two_stage_section(config.two_stage)
     generator_node(config)
     checkpoint = Path(own["checkpoint"])
+    if not checkpoint.is_dir():
+        raise FileNotFoundError(f"no checkpoint or export at {checkpoint.absolute()}")
     owners = (checkpoint.absolute().parent, checkpoint.absolute().parents[1])
     run_dir = next((folder for folder in owners if (folder / IDENTITY_FILE).is_file()), None)
     if "out" in own:
