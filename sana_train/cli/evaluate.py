@@ -118,7 +118,7 @@ def read(words: Sequence[str]) -> Asked:
 
     Raises:
         FileNotFoundError: the checkpoint is not there.
-        ValueError: no checkpoint named, an override that is none, no section ``two_stage``, or no folder for it.
+        ValueError: no checkpoint named, a wrong override, no section ``two_stage``, or no folder for it.
     """
     own, overrides = split(words)
     if "checkpoint" not in own:

@@ -157,7 +157,7 @@ def test_bad_input_says_what_to_do_and_leaves_nothing(run: Path, made: Path, tmp
     lone.mkdir()
     with pytest.raises(SystemExit, match="which DiT"):
         main(["experiment=two_stage", out])
-    with pytest.raises(SystemExit, match="no checkpoint or export at .*/nowhere"):
+    with pytest.raises(SystemExit, match=r"no checkpoint or export at .*/nowhere"):
         main(["experiment=two_stage", f"checkpoint={tmp_path / 'nowhere'}", out])
     with pytest.raises(SystemExit, match="give experiment=two_stage"):
         main([f"checkpoint={run}", out])

@@ -26,6 +26,7 @@ from sana_train.cli import (
     sample,
     vae_table,
     validate_data,
+    vbench,
     verify,
     weights,
 )
@@ -67,6 +68,8 @@ def check(words: list[str]) -> None:
         case ["python" | "python3", "-m", "sana_train.cli.plan", *rest]:
             check_overrides(plan.parser().parse_intermixed_args(rest).overrides)
             GlobalHydra.instance().clear()
+        case ["python" | "python3", "-m", "sana_train.cli.vbench", *rest]:
+            vbench.parser().parse_args(rest)
         case ["python" | "python3", "-m", "sana_train.cli.page", *rest]:
             read_dashboard(page.parser().parse_args(rest).dashboard)
         case ["python" | "python3", "-m", "sana_train.cli.dashboard", *rest]:
