@@ -26,7 +26,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -98,6 +98,23 @@ class Ranks:
         if self.size > 1:
             dist.barrier()
 
+    def claim(self, take: Callable[[], None]) -> None:
+        """Let the first process take what is all theirs; what it may not have, each process refuses.
+
+        Raises:
+            ValueError: of ``take``.
+        """
+        refused: list[str | None] = [None]
+        if self.rank == 0:
+            try:
+                take()
+            except ValueError as error:
+                refused = [str(error)]
+        if self.size > 1:
+            dist.broadcast_object_list(refused)
+        if refused[0] is not None:
+            raise ValueError(refused[0])
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     given = parser().parse_intermixed_args(arguments)
@@ -164,9 +181,7 @@ def evaluate(given: argparse.Namespace) -> str:
     evaluation = study.evaluation(stage_one, asked.out, reports_memory=device.type == "cuda")
     made_by = artifact.made_by
     with _together(ranks):
-        if ranks.rank == 0:
-            own_folder(asked.out, RECORD_NAME, study.record(made_by))
-        ranks.wait()
+        ranks.claim(lambda: own_folder(asked.out, RECORD_NAME, study.record(made_by)))
         _run(evaluation, ranks)
         ranks.wait()
         if ranks.rank == 0:

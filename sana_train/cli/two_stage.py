@@ -49,10 +49,9 @@ class TwoStageStudy:
     def __init__(self, parts: Parts, portable: Mapping[str, Any]) -> None:
         self.parts, self.settings = parts, two_stage_section(parts.cfg.two_stage)
         names = (*_SECTIONS, *(f"two_stage.{name}" for name in _OF_TWO_STAGE))
-        self.portable = {
-            key: value
-            for key, value in portable.items()
-            if any(key == name or key.startswith(f"{name}.") for name in names)
+        self.deciding = {  # by name, also of what is left out, so that a difference can be named
+            name: {k: value for k, value in portable.items() if k == name or k.startswith(f"{name}.")}
+            for name in names
         }
         has_refined = any(column in REFINED for column in self.settings.columns)
         with torch.random.fork_rng(devices=[]):  # random weights are the same on every rank
@@ -102,9 +101,8 @@ class TwoStageStudy:
 
     def record(self, made_by: Mapping[str, Any]) -> dict[str, Any]:
         """What decides the content of a folder of results."""
-        space = self.parts.autoencoder.fingerprint()
-        return {"checkpoint": dict(made_by), "space": space, "lpips": self.judge.perceptual is not None,
-                "settings": self.portable}  # fmt: skip
+        space, has_lpips = self.parts.autoencoder.fingerprint(), self.judge.perceptual is not None
+        return {"checkpoint": dict(made_by), "space": space, "lpips": has_lpips, **self.deciding}
 
     def conclude(
         self,

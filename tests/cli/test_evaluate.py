@@ -178,16 +178,20 @@ def test_bad_input_says_what_to_do_and_leaves_nothing(run: Path, made: Path, tmp
         with pytest.raises(SystemExit, match=message):
             evaluate(run, out, word)
     assert [path.name for path in tmp_path.iterdir()] == ["lone"]
-    with pytest.raises(SystemExit, match="was made with another settings; give another folder"):
+    with pytest.raises(SystemExit, match=r"was made with another two_stage\.seed; give another folder"):
         evaluate(run, "two_stage.seed=1")
 
 
 def one_rank(run: Path, out: Path, rank: int, port: int) -> None:
-    """As torchrun starts it."""
+    """As torchrun starts it; exits with 3 if the same folder is refused to other settings afterwards."""
     torch.set_num_threads(1)
     torchrun = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}
     os.environ.update({name: str(value) for name, value in {**torchrun, "MASTER_PORT": port}.items()})
     evaluate(run, f"out={out}")
+    try:
+        evaluate(run, f"out={out}", "two_stage.seed=1")
+    except SystemExit as refused:
+        os._exit(3 if "was made with another two_stage.seed" in str(refused) else 1)
 
 
 def test_two_processes_make_what_one_makes(made: Path, run: Path, tmp_path: Path) -> None:
@@ -202,7 +206,7 @@ def test_two_processes_make_what_one_makes(made: Path, run: Path, tmp_path: Path
         child.start()
     for child in ranks:
         child.join(240)
-    assert [child.exitcode for child in ranks] == [0, 0]
+    assert [child.exitcode for child in ranks] == [3, 3]
     same_means(metrics(out), metrics(made))
 
 
