@@ -119,6 +119,30 @@ class ConvergenceConfig:
 
 
 @dataclass(frozen=True)
+class TwoStageConfig:
+    """What both stages are judged by, in training and by evaluate.py."""
+
+    data: Node  # held-out clips at twice the height and width that stage 1 makes
+    columns: list[
+        Literal["stage1", "stage2", "ceiling", "clip_stage1", "clip_stage2", "noise", "foreign"]
+    ]  # evaluation/stages/columns.py says what each is
+    steps: list[int]  # of training
+    num_clips: int
+    num_shown: int
+    batch_size: int
+    seed: int
+    fps: float
+    num_draws: int  # of the bootstrap
+    prompts: str | None  # folder of cached prompts; None: the text encoder's context for both streams
+
+    def __post_init__(self) -> None:
+        for name in ("num_clips", "batch_size", "num_draws"):
+            _at_least_1(f"two_stage.{name}", getattr(self, name))
+        if not self.columns:
+            raise ValueError("two_stage.columns=[]: nothing to judge; give e.g. [stage1,stage2,ceiling]")
+
+
+@dataclass(frozen=True)
 class SourceConfig:
     """The space the DiT comes from."""
 
@@ -181,6 +205,7 @@ class RunConfig:
     reader: Node | None = None
     refiner: Node | None = None
     upsampler: Node | None = None
+    two_stage: TwoStageConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -207,6 +232,7 @@ SUPPLIED: dict[str, frozenset[str]] = {
     "logger": frozenset({"save_dir", "name", "id"}),
     "data.train": frozenset({"device", "latent_spec"}),
     "data.heldout": frozenset({"device", "latent_spec"}),
+    "two_stage.data": frozenset({"device", "latent_spec"}),
 }
 
 # Keys of text files whose content changes the result, wherever they lie.

@@ -30,23 +30,20 @@ import torch
 from sana_train.cli.arguments import positive, video_size
 from sana_train.cli.artifact import Artifact, read_artifact
 from sana_train.cli.config import RunConfig
-from sana_train.cli.fit import pick_precision
-from sana_train.cli.instantiate import instantiate
 from sana_train.cli.load import load
 from sana_train.cli.own_folder import own_folder
 from sana_train.cli.parts import Parts
 from sana_train.cli.plan import clip_size
 from sana_train.cli.preflight import check_overrides, leave_out_parts
 from sana_train.cli.process import exit_when_preempted, readable_errors
+from sana_train.cli.stage_one import check_fits, generator_node, load_stage_one
 from sana_train.cli.wanted import located
 from sana_train.data.latent_file import write_latents
 from sana_train.data.progress import ClipProgress
 from sana_train.data.video import encode_clip
-from sana_train.models.checkpoint import load_dit
 from sana_train.text.prompt_cache import read_prompts
 from sana_train.types import VideoLatents, VideoShape
 from sana_train.utils.files import publish_file
-from sana_train.utils.rng import SampleRng
 
 RECORD_NAME = "samples.json"
 
@@ -98,8 +95,7 @@ def sample(given: argparse.Namespace) -> Path:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     artifact = read_artifact(given.checkpoint, given.weights, None)
     parts = Parts(here, device)
-    _check_space(artifact, parts)
-    _check_text(artifact, parts)
+    check_fits(artifact, parts)
     size = given.size or clip_size(config)
     shape = parts.autoencoder.spec.latent_shape(size)
     clips = [prompt for prompt in prompts for _ in range(given.per_prompt)]
@@ -109,22 +105,13 @@ def sample(given: argparse.Namespace) -> Path:
     ]
     if not missing:
         return given.out
-    model: Any = load_dit(lambda: instantiate(artifact.model), artifact.state, device).eval()
-    generator = instantiate(_generator(config))
-    is_half = pick_precision(config.training.precision, device) == "bf16-mixed"
+    stage_one = load_stage_one(artifact, parts)
     with ClipProgress("sampling clips", len(missing)) as progress, torch.no_grad():
         for numbers in [missing[i : i + given.batch_size] for i in range(0, len(missing), given.batch_size)]:
-            context, mask = (
-                each.to(device) for each in parts.text_encoder.encode([clips[n] for n in numbers])
-            )
-            noise = SampleRng(given.seed, torch.tensor(numbers, device=device)).normal("samples", shape)
-            with torch.autocast(device.type, torch.bfloat16, enabled=is_half):
-                values = generator(model, context, mask, noise).float()
+            context, mask = stage_one.encode([clips[n] for n in numbers])
+            values = stage_one.generate(context, mask, given.seed, torch.tensor(numbers), shape)
+            with stage_one.precision():
                 video = parts.autoencoder.decode(parts.autoencoder.denormalise(values))
-            if not torch.isfinite(values).all():
-                raise ValueError(
-                    f"latents of clips {numbers} are not finite; is {given.checkpoint} a diverged run's?"
-                )
             latents = VideoLatents(values, parts.autoencoder.fingerprint(), True, float(given.fps))
             for row, number in enumerate(numbers):
                 _write(_stem(given.out, number), latents, row, video[row], given.fps, clips[number])
@@ -145,12 +132,6 @@ def _stem(out: Path, number: int) -> Path:
     return out / f"{number:04d}"
 
 
-def _generator(config: RunConfig) -> dict[str, Any]:
-    if config.convergence is None:
-        raise ValueError("sampling needs the section `convergence` for its generator; leave it in")
-    return config.convergence.generator
-
-
 def _record(
     given: argparse.Namespace, config: RunConfig, artifact: Artifact, size: VideoShape, prompts: Sequence[str]
 ) -> dict[str, Any]:
@@ -158,32 +139,13 @@ def _record(
         "checkpoint": artifact.made_by,
         "space": artifact.space["fingerprint"],
         "text": config.text,
-        "generator": _generator(config),
+        "generator": generator_node(config),
         "size": [size.height_px, size.width_px, size.frames],
         "fps": given.fps,
         "seed": given.seed,
         "per_prompt": given.per_prompt,
         "prompts": list(prompts),
     }
-
-
-def _check_space(artifact: Artifact, parts: Parts) -> None:
-    ours, theirs = parts.autoencoder.fingerprint(), artifact.space["fingerprint"]
-    if ours != theirs:
-        raise ValueError(
-            f"the DiT lives in the space of autoencoder {theirs} ({artifact.space['autoencoder']}), this "
-            f"configuration's is {ours}; choose its own with autoencoder=<option> or scale=<scale>"
-        )
-
-
-def _check_text(artifact: Artifact, parts: Parts) -> None:
-    given = parts.text_encoder.max_tokens, parts.text_encoder.dim
-    read = artifact.model["max_tokens"], artifact.model["caption_dim"]
-    if given != read:
-        raise ValueError(
-            f"the text encoder gives {given[0]} tokens of width {given[1]}, the DiT reads {read[0]} of "
-            f"{read[1]}; choose the one it was trained with, text=<option>"
-        )
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from sana_train.cli.parts import Parts
 from sana_train.cli.process import EXIT_PREEMPTED, exit_when_preempted, one_of_a_sweep, readable_errors
 from sana_train.cli.run_id import check_same_run, portable, require_same_run, run_id
 from sana_train.cli.study import Study
+from sana_train.cli.two_stage import two_stage_callbacks
 from sana_train.cli.wanted import require_weights
 from sana_train.data.bucket_report import bucket_record, bucket_table
 from sana_train.data.buckets import BucketClips
@@ -88,8 +89,9 @@ def run(
     study = None
     if config.convergence is not None:
         study = Study(config, parts, train, heldout, run_dir, console, loggers)
+    two_stage = two_stage_callbacks(parts, facts, run_dir, loggers)
     claim()
-    completed = fit([*(study.callbacks if study else []), throughput], loggers)
+    completed = fit([*(study.callbacks if study else []), *two_stage, throughput], loggers)
     if not fit.is_over(completed):
         console.print(f"stopped at step {completed}; the same command goes on from there")
         if fit.was_preempted:

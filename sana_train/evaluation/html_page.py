@@ -26,7 +26,8 @@ section { border-top: 1px solid #e4e7eb; padding-top: .75rem; min-width: 0 }
 section.wide { grid-column: 1 / -1 }
 img, video { max-width: 100%; height: auto }
 video { background: #e4e7eb; min-width: min(256px, 100%); margin-right: .5rem }
-table { border-collapse: collapse } td { padding: .1rem 1rem .1rem 0; vertical-align: top }
+table { border-collapse: collapse }
+td, th { padding: .1rem 1rem .1rem 0; vertical-align: top; text-align: left }
 td:first-child, p.note { color: #7b8794 }
 """
 
@@ -62,6 +63,15 @@ def table(rows: Mapping[str, object]) -> str:
     """Two columns of text."""
     lines = (
         f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(str(v))}</td></tr>" for k, v in rows.items()
+    )
+    return f"<table>{''.join(lines)}</table>"
+
+
+def grid(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text, the first one the head."""
+    lines = (
+        f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in row)}</tr>"
+        for tag, row in zip(["th", *["td"] * (len(rows) - 1)], rows, strict=True)
     )
     return f"<table>{''.join(lines)}</table>"
 

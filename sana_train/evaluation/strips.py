@@ -59,13 +59,14 @@ def sample_strip(
     first = next(iter(clips.values()))
     frames = np.linspace(0, first.shape[2] - 1, num_frames).round().astype(int).tolist()
     width_in = 10.0
+    label_pt = 13 + 0.04 * 72 * width_in / len(clips)  # what ``show_grid`` puts between caption and picture
     row_in = width_in / len(clips) * num_frames * first.shape[3] / first.shape[4] + 0.45
     with new_figure(width_in, row_in * len(prompts), path, dpi=110) as figure:
         for i, prompt in enumerate(prompts):
             axes = figure.add_subplot(len(prompts), 1, i + 1)
             picture = frame_grid([clip[i] for clip in clips.values()], frames)
             show_grid(axes, picture, list(clips))
-            axes.set_title(textwrap.fill(prompt, 118), fontsize=9, color=MUTED, weight="normal", pad=16)
+            axes.set_title(textwrap.fill(prompt, 118), fontsize=9, color=MUTED, weight="normal", pad=label_pt)
 
 
 def side_by_side_video(path: Path, prompts: Sequence[str], columns: Mapping[str, Tensor], fps: int) -> None:

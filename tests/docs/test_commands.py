@@ -16,6 +16,7 @@ from sana_train.cli import (
     benchmark_loader,
     convert,
     dashboard,
+    evaluate,
     page,
     plan,
     precompute,
@@ -26,10 +27,12 @@ from sana_train.cli import (
     sweep_table,
     vae_table,
     validate_data,
+    vbench,
     verify,
     weights,
 )
 from sana_train.cli.config import RefineConfig
+from sana_train.cli.load import load
 from sana_train.cli.panels import read_dashboard
 from sana_train.cli.preflight import check_overrides
 from sana_train.cli.vae_choice import read_choices
@@ -54,6 +57,11 @@ def check(words: list[str]) -> None:
     match [program, *arguments]:
         case ["python" | "python3", "train.py", *rest]:
             check_train(rest)
+        case ["python", "evaluate.py", *rest] | ["torchrun", "--nproc-per-node", _, "evaluate.py", *rest]:
+            own, overrides = evaluate.split(evaluate.parser().parse_intermixed_args(rest).words)
+            assert "checkpoint" in own
+            assert load(check_overrides(overrides)).two_stage is not None
+            GlobalHydra.instance().clear()
         case ["python" | "python3", "-m", "sana_train.cli.record", *rest]:
             record.parser().parse_args(rest)
         case ["python" | "python3", "-m", "sana_train.cli.convert", *rest]:
@@ -61,6 +69,8 @@ def check(words: list[str]) -> None:
         case ["python" | "python3", "-m", "sana_train.cli.plan", *rest]:
             check_overrides(plan.parser().parse_intermixed_args(rest).overrides)
             GlobalHydra.instance().clear()
+        case ["python" | "python3", "-m", "sana_train.cli.vbench", *rest]:
+            vbench.parser().parse_args(rest)
         case ["python" | "python3", "-m", "sana_train.cli.page", *rest]:
             read_dashboard(page.parser().parse_args(rest).dashboard)
         case ["python" | "python3", "-m", "sana_train.cli.dashboard", *rest]:
@@ -215,6 +225,8 @@ def test_python_blocks_parse(documents) -> None:
     [
         "make all",
         "python train.py training.lrr=1",
+        "python evaluate.py experiment=two_stage checkpoint=runs/mine/export two_stage.colums=[stage1]",
+        "python evaluate.py experiment=two_stage",
         "python -m sana_train.cli.vae_table out --autoencoder ltx3",
         "python -m sana_train.cli.precompute --autoencoder ltx3",
         "python -m sana_train.cli.validate_data clips data.train.frame=17",

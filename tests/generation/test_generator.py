@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,9 @@ from sana_train.flow.guidance import ClassifierFreeGuidance
 from sana_train.flow.samplers import DPMSolverPP2M, Euler, Sampler
 from sana_train.flow.schedules import ShiftedLinear
 from sana_train.generation.generator import Generator
+from sana_train.generation.stage_one import StageOne
 from sana_train.models.sana_video import SanaVideoDiT
+from sana_train.text.hashed import HashedTextEncoder
 
 CONTEXT_DIM, MAX_TOKENS = 6, 7
 
@@ -109,3 +113,13 @@ def test_progress_is_told_of_every_step(captions: tuple[Tensor, Tensor], noise: 
     seen: list[tuple[int, int]] = []
     generator(2.0, num_steps=3)(CaptionVelocity(), *captions, noise, lambda done, of: seen.append((done, of)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_what_a_diverged_dit_makes_is_named_by_clip() -> None:
+    text = HashedTextEncoder(CONTEXT_DIM, MAX_TOKENS)
+    denoiser = CaptionVelocity()
+    stage_one = StageOne(denoiser, text, generator(1.0), torch.device("cpu"), nullcontext)
+    context, mask = stage_one.encode(["a cube", "a disc"])
+    context[1] = torch.nan
+    with pytest.raises(ValueError, match=r"clips \[7, 9\] are not finite; are the weights a diverged"):
+        stage_one.generate(context, mask, 0, torch.tensor([7, 9]), (4, 2, 2, 2))

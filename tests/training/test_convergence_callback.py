@@ -9,6 +9,7 @@ from torch import nn
 from training_harness import assert_same_run, launch, make_task, metrics
 
 from sana_train.training.callbacks.convergence import ConvergenceCallback
+from sana_train.training.callbacks.two_stage import TwoStageCallback
 from sana_train.training.tasks.flow import FlowTask
 
 GRID = [0, 2, 3, 5]
@@ -65,3 +66,18 @@ def test_a_collapse_ends_the_run_with_a_checkpoint(tmp_path: Path) -> None:
     shell = launch(tmp_path, max_steps=9, task=task, callbacks=[watch.callback], checkpoint_every=9)
     assert shell.completed_steps == 2
     assert (tmp_path / "checkpoints" / "step_0000002" / "training_state").is_dir()
+
+
+def test_two_stages_are_judged_at_their_steps_alone(tmp_path: Path) -> None:
+    task = make_task()
+    watch = Watch(task)
+    judge = TwoStageCallback([2, 3], watch.evaluate, lambda step, values: False)
+    shell = launch(tmp_path / "run", max_steps=4, task=task, callbacks=[judge])
+    assert watch.seen == [2, 3]
+    logged = [line["step"] for line in metrics(shell.run_dir) if "heldout/weight" in line]
+    assert logged == [2, 3]
+    first = launch(tmp_path / "first", max_steps=1, task=(other := make_task()), callbacks=[
+        TwoStageCallback([0], (seen := Watch(other)).evaluate, lambda step, values: False)
+    ])  # fmt: skip
+    assert seen.seen == [0]
+    assert first.completed_steps == 1

@@ -1,0 +1,73 @@
+"""What is measured of every clip of every column.
+
+Any column is read by the reader and held against the held-out clip's spectrum; a column that shows the
+held-out clip itself is compared with it pixel by pixel, too. Legend: B clips; metrics are (B,), NaN where one
+does not apply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sana_train.evaluation import video_stats
+from sana_train.evaluation.convergence.samples import group_scores
+from sana_train.evaluation.lpips_metric import PerceptualDistance
+from sana_train.evaluation.reconstruction import masked_psnr, psnr, ssim
+from sana_train.evaluation.stages.columns import FACTOR, PAIRED, Column
+from sana_train.protocols import Reader
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Measures.
+
+    Attributes:
+        reader: reads attributes off clips at stage 1's size; None where there is no such thing.
+        perceptual: None where LPIPS or its trunk's weights are not at hand.
+    """
+
+    reader: Reader | None
+    perceptual: PerceptualDistance | None
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        clips: Mapping[Column, Tensor],
+        truth: Tensor,
+        attributes: Mapping[str, Tensor],
+        textured: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """``<column>/<metric>`` on the CPU.
+
+        Args:
+            clips: column -> (B, 3, F, H, W).
+            truth: the held-out clips, likewise.
+            attributes: of the captions; may be empty.
+            textured: (B, 1, F, H, W) bool, where the held-out clips are textured; None: not known.
+        """
+        reference = video_stats.top_band_log_power(truth)
+        found: dict[str, Tensor] = {}
+        for column, clip in clips.items():
+            spectrum = video_stats.top_band_log_power(clip)
+            metrics = {"spectrum_gap": video_stats.spectrum_gap(spectrum, reference)}
+            if self.reader is not None and attributes:
+                small = video_stats.resized(clip, clip.shape[3] // FACTOR, clip.shape[4] // FACTOR)
+                metrics |= group_scores(small, attributes, self.reader)
+            if column in PAIRED:
+                metrics |= self._compared(clip, truth, textured)
+            found |= {f"{column}/{name}": value.float().cpu() for name, value in metrics.items()}
+        return found
+
+    def _compared(self, clip: Tensor, truth: Tensor, textured: Tensor | None) -> dict[str, Tensor]:
+        bands = video_stats.band_psnr(clip, truth)
+        metrics = {"psnr_db": psnr(clip, truth), "ssim": ssim(clip, truth)}
+        metrics |= {f"{name}_psnr_db": value for name, value in bands.items()}  # motion: of frame differences
+        if textured is not None:
+            metrics["textured_psnr_db"] = masked_psnr(clip, truth, textured)
+        if self.perceptual is not None:
+            metrics["lpips"] = self.perceptual(clip, truth)
+        return metrics
