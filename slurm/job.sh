@@ -13,10 +13,11 @@ export PYTHONUNBUFFERED=1
 
 job="${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:-none}}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 
-# train OVERRIDE...: one run on all nodes of this job, a process for each GPU, or for each node without any.
-train() {
-    local nodes="${SLURM_JOB_NUM_NODES:-1}" processes="${SLURM_GPUS_ON_NODE:-1}" cpus="${SLURM_CPUS_ON_NODE:-1}"
-    local counts=(--ntasks=$((nodes * processes)) --ntasks-per-node="$processes")
+# spread: counts of nodes and processes, one for each GPU, or for each node without any; options of srun for them.
+spread() {
+    local cpus="${SLURM_CPUS_ON_NODE:-1}"
+    nodes="${SLURM_JOB_NUM_NODES:-1}" processes="${SLURM_GPUS_ON_NODE:-1}"
+    counts=(--ntasks=$((nodes * processes)) --ntasks-per-node="$processes")
     [[ -z "${SLURM_GPUS_ON_NODE:-}" ]] || counts+=(--gpus-per-node="$processes")
     if ((cpus < processes)); then
         echo "$processes processes share $cpus CPU of each node: --exclusive, or --cpus-per-task=<CPUs of a node>," \
@@ -25,7 +26,18 @@ train() {
     else
         counts+=(--cpus-per-task=$((cpus / processes)))
     fi
+}
+
+# train OVERRIDE...: one run on all nodes of this job.
+train() {
+    spread
     work "${counts[@]}" -- train.py trainer.devices="$processes" trainer.num_nodes="$nodes" "$@"
+}
+
+# evaluate WORD...: one evaluation, its clips shared out to all processes of this job.
+evaluate() {
+    spread
+    work "${counts[@]}" -- evaluate.py "$@"
 }
 
 # work OPTION_OF_SRUN... -- ARGUMENT_OF_PYTHON...: run it and end the job; in the queue again, if it was stopped.

@@ -78,6 +78,7 @@ def test_shipped_files_are_small() -> None:
         "slurm/train.sbatch",
         "slurm/sweep.sbatch",
         "slurm/precompute.sbatch",
+        "slurm/evaluate.sbatch",
         "slurm/clusters/h100.env",
         ".ci/run",
         "experiments/ltx_adapt_tiny/run.sh",

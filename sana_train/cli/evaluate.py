@@ -35,6 +35,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig
 
 from sana_train.cli.artifact import Artifact, read_artifact
@@ -81,13 +82,19 @@ class Asked:
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of torchrun."""
+    """This process among those of torchrun, or of srun."""
 
     rank: int
     size: int
 
     @classmethod
     def of_environment(cls) -> Ranks:
+        is_of_srun = "SLURM_NTASKS" in os.environ and SLURMEnvironment.detect()
+        if is_of_srun and "RANK" not in os.environ:
+            slurm = SLURMEnvironment(auto_requeue=False)
+            found = {"RANK": slurm.global_rank(), "WORLD_SIZE": slurm.world_size()}
+            found |= {"MASTER_ADDR": slurm.main_address, "MASTER_PORT": slurm.main_port}
+            os.environ.update({name: str(value) for name, value in found.items()})  # as torchrun has it
         return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
     def share(self, numbers: Sequence[int]) -> list[int]:
@@ -202,7 +209,7 @@ def _run(evaluation: Evaluation, ranks: Ranks) -> None:
 
 @contextmanager
 def _together(ranks: Ranks) -> Iterator[None]:
-    """The processes of torchrun, joined for the block by what works without a GPU, too."""
+    """All processes, joined for the block by what works without a GPU, too."""
     if ranks.size > 1:
         dist.init_process_group("gloo", timeout=_WAIT)
     try:

@@ -44,10 +44,8 @@ ALL = ("stage1", "stage2", "ceiling", "clip_stage1", "clip_stage2", "noise", "fo
 _children = multiprocessing.get_context("forkserver")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_run(folder: Path) -> Path:
     """A run's directory with two checkpoints of a random DiT in the LTX-2 space."""
-    folder = tmp_path_factory.mktemp("runs") / "toy"
     cfg = compose_config(MODEL)
     config = load(cfg)
     assert config.model is not None and config.autoencoder is not None
@@ -63,6 +61,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_json(place / "run.json", {"run_id": "toy", "step": step, "config": portable(cfg), **made_of})
     write_json(folder / "identity.json", {})
     return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "toy")
 
 
 def evaluate(run: Path, *more: str, step: int = 10) -> None:

@@ -58,10 +58,7 @@ def check(words: list[str]) -> None:
         case ["python" | "python3", "train.py", *rest]:
             check_train(rest)
         case ["python", "evaluate.py", *rest] | ["torchrun", "--nproc-per-node", _, "evaluate.py", *rest]:
-            own, overrides = evaluate.split(evaluate.parser().parse_intermixed_args(rest).words)
-            assert "checkpoint" in own
-            assert load(check_overrides(overrides)).two_stage is not None
-            GlobalHydra.instance().clear()
+            check_evaluate(rest)
         case ["python" | "python3", "-m", "sana_train.cli.record", *rest]:
             record.parser().parse_args(rest)
         case ["python" | "python3", "-m", "sana_train.cli.convert", *rest]:
@@ -125,6 +122,7 @@ def check(words: list[str]) -> None:
                 "slurm/train.sbatch": check_train,
                 "slurm/sweep.sbatch": lambda words: check_train(words[1:]),  # behind the file of lines
                 "slurm/precompute.sbatch": check_precompute,
+                "slurm/evaluate.sbatch": check_evaluate,
             }
             checks[rest[position]](rest[position + 1 :])
         case ["hf", "download", repository, *_]:
@@ -158,6 +156,13 @@ def check_experiment(script: str, arguments: list[str]) -> None:
     options = [word for word in arguments if word.startswith("--")]
     assert [option for option in options if f'"{option}"' not in text] == []
     assert not arguments or "ArgumentParser" in text
+
+
+def check_evaluate(words: list[str]) -> None:
+    own, overrides = evaluate.split(evaluate.parser().parse_intermixed_args(words).words)
+    assert "checkpoint" in own
+    assert load(check_overrides(overrides)).two_stage is not None
+    GlobalHydra.instance().clear()
 
 
 def check_precompute(arguments: list[str]) -> None:
@@ -233,6 +238,7 @@ def test_python_blocks_parse(documents) -> None:
         "python -m sana_train.cli.prepare_data videos clips hieght_px=480",
         "python -m sana_train.cli.dashboard no_such",
         "sbatch slurm/precompute.sbatch data.trian.path=clips",
+        "sbatch slurm/evaluate.sbatch experiment=two_stage",
         "sbatch --array=1-2 slurm/sweep.sbatch arms.txt training.lrr=1",
         "bash no/such.sh",
         "python experiments/real_size/dit.py write out --file x.pth",

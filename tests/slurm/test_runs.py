@@ -14,12 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sana_train.cli import precompute, sweep_table
+from sana_train.cli import evaluate, precompute, sweep_table
 from sana_train.data.prepare import render_shards
 from sana_train.data.world.clips import WorldClips
 from sana_train.training.jsonl import read_jsonl
 from tests.cli.conftest import Workplace
-from tests.slurm.test_scripts import ENDED, PRECOMPUTE, SWEEP, TRAIN
+from tests.cli.test_evaluate import SMALL, make_run, metrics, same_means
+from tests.slurm.test_scripts import ENDED, EVALUATE, PRECOMPUTE, SWEEP, TRAIN
 from tests.slurm.virtual_cluster import ROOT, VirtualCluster
 
 pytestmark = pytest.mark.slurm
@@ -185,3 +186,16 @@ def test_an_array_of_precompute_writes_what_one_process_does(cluster: VirtualClu
     assert "shard-000002.tar" in names
     assert names == sorted(path.name for path in both.iterdir() if path.suffix != ".lock")
     assert [name for name in names if (alone / name).read_bytes() != (both / name).read_bytes()] == []
+
+
+def test_an_evaluation_on_two_nodes_finds_what_one_process_does(
+    cluster: VirtualCluster, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run")
+    words = ["experiment=two_stage", f"checkpoint={run / 'checkpoints' / 'step_0000010'}", *SMALL]
+    words.append("trainer.accelerator=cpu")
+    alone, spread = tmp_path / "alone", tmp_path / "spread"
+    evaluate.main([*words, f"out={alone}"])
+    job = cluster.submit("--nodes=2", EVALUATE, *words, f"out={spread}", **PYTHON)
+    assert cluster.wait_for(job, *ENDED)["JobState"] == "COMPLETED", cluster.log(job)
+    same_means(metrics(spread), metrics(alone))

@@ -9,8 +9,9 @@ import pytest
 
 from tests.slurm.virtual_cluster import ROOT, VirtualCluster
 
-TRAIN, SWEEP, PRECOMPUTE = (ROOT / "slurm" / f"{name}.sbatch" for name in ("train", "sweep", "precompute"))
-SCRIPTS = pytest.mark.parametrize("script", [TRAIN, SWEEP, PRECOMPUTE], ids=lambda path: path.stem)
+NAMES = ("train", "sweep", "precompute", "evaluate")
+TRAIN, SWEEP, PRECOMPUTE, EVALUATE = (ROOT / "slurm" / f"{name}.sbatch" for name in NAMES)
+SCRIPTS = pytest.mark.parametrize("script", [TRAIN, SWEEP, PRECOMPUTE, EVALUATE], ids=lambda path: path.stem)
 ENDED = ("COMPLETED", "FAILED", "CANCELLED")
 SAY = (
     'echo "rank $SLURM_PROCID of $SLURM_NTASKS on $SLURMD_NODENAME, CPUs: $SLURM_CPUS_PER_TASK, '
