@@ -77,7 +77,7 @@ class TrainerConfig:
     log_every: int  # optimiser steps between logged training metrics
     max_minutes: float | None  # of this process, set-up included; then it saves
     at_limit: Literal["stop", "finish"]  # stop: the same command goes on; finish: measure and export now
-    stall_s: float | None  # all ranks end after this long without progress of one; None: they wait for good
+    stall_s: float | None  # all ranks end after this long without progress of one; None: torch's half hour
 
     def __post_init__(self) -> None:
         if self.shard_ranks is not None:

@@ -167,7 +167,7 @@ class Fit:
             loggers=[JsonlLogger(self.run_dir, self.start_step), *loggers],
             deterministic=cfg.trainer.deterministic,
             strategy=cfg.trainer.strategy,
-            stall_s=cfg.trainer.stall_s,
+            stall_s=self._stall_s,
             callbacks=[
                 *callbacks,
                 CheckpointCallback(
@@ -183,9 +183,13 @@ class Fit:
             trainer.fit(self.shell, datamodule=self.datamodule)
         return self.shell.completed_steps
 
+    @property
+    def _stall_s(self) -> float | None:
+        """None for one rank, which nobody waits for."""
+        return None if world_size(self.cfg) == 1 else self.cfg.trainer.stall_s
+
     def _watchdog(self) -> list[StepCallback]:
-        stall_s = self.cfg.trainer.stall_s
-        return [] if stall_s is None or world_size(self.cfg) == 1 else [Watchdog(self.run_dir, stall_s)]
+        return [] if self._stall_s is None else [Watchdog(self.run_dir, self._stall_s)]
 
 
 def world_size(cfg: RunConfig) -> int:

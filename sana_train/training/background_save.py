@@ -101,9 +101,7 @@ class BackgroundSaver:
     ) -> None:
         num_bytes = sum(value.nbytes for part in state.values() for value in part.values())
         with ckpt.said_if_not_written(target, num_bytes), ExitStack() as hidden:
-            places: list[Any] = [hidden.enter_context(publish_directory(target)) if self._is_first else None]
-            dist.broadcast_object_list(places, group=self._group, group_src=0)
-            scratch: Path = places[0]
+            scratch = self._scratch(target, hidden)
             weights = {name: state[name] for name in ("model", "ema")}
             dcp.save(weights, checkpoint_id=scratch / _SHARDS, process_group=self._group)
             if is_full:
@@ -117,6 +115,24 @@ class BackgroundSaver:
             ckpt.seal(scratch, run)
         if self._is_first:
             published()
+
+    def _scratch(self, target: Path, hidden: ExitStack) -> Path:
+        """The directory that all ranks write into, made by the first.
+
+        Raises:
+            OSError: it could not be made; on every rank, or the others would wait for it.
+        """
+        places: list[Path | OSError | None] = [None]
+        if self._is_first:
+            try:
+                places = [hidden.enter_context(publish_directory(target))]
+            except OSError as error:
+                places = [error]
+        dist.broadcast_object_list(places, group=self._group, group_src=0)
+        if isinstance(places[0], OSError):
+            raise places[0]
+        assert places[0] is not None
+        return places[0]
 
 
 def put_together(shards: Path, name: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:

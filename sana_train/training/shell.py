@@ -16,6 +16,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from sana_train.protocols import Task
@@ -96,6 +97,7 @@ class TrainingShell(pl.LightningModule):
         self._step_is_fresh = False
 
     def configure_model(self) -> None:
+        self._require_one_start()
         if self.sharding is not None:
             self._whole = [self.model]
             device, use_bf16 = self.trainer.strategy.root_device, self.trainer.precision == "bf16-mixed"
@@ -109,6 +111,22 @@ class TrainingShell(pl.LightningModule):
             saved = ckpt.load_exactly(self.resume_from / "model.safetensors", state)
             for name, value in state.items():
                 write_part(value, saved[name])
+
+    def _require_one_start(self) -> None:
+        """Ranks look for the last checkpoint by themselves, and a file system may tell them different things.
+
+        Raises:
+            RuntimeError: they did not find the same.
+        """
+        if not (dist.is_available() and dist.is_initialized()):
+            return
+        steps: list[int] = [0] * dist.get_world_size()
+        dist.all_gather_object(steps, self.completed_steps)
+        if len(set(steps)) > 1:
+            raise RuntimeError(
+                f"ranks found checkpoints of different steps in {self.run_dir / 'checkpoints'}: {steps}, by "
+                "rank. Nothing was changed; give the same command again when all nodes see the same files"
+            )
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         groups = self.task.parameter_groups()

@@ -116,6 +116,9 @@ def main() -> None:
     top.add_argument("--folder", type=Path, required=True)
     top.add_argument("--stall-s", type=float, required=True)
     given = top.parse_args()
+    # SLURM sends these to every process of a job's step; they are the rank's business, which may be saving.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     Monitor(given.rank, given.folder, given.stall_s).watch()
 
 

@@ -72,15 +72,14 @@ def config_of(trainer: str) -> RunConfig:
     return load(compose_config([f"trainer={trainer}"]))
 
 
-def test_the_default_has_no_watchdog_and_shards_nothing() -> None:
-    """Before there was a choice of trainers, the block of train.yaml held this."""
+def test_the_default_shards_nothing() -> None:
     default = config_of("auto").trainer
     assert load(compose_config()).trainer == default
     assert (default.accelerator, default.devices, default.num_nodes) == ("auto", 1, 1)
-    assert (default.strategy, default.stall_s, default.recompute) == ("ddp", None, "none")
+    assert (default.strategy, default.stall_s, default.recompute) == ("ddp", 1800, "none")
 
 
-@pytest.mark.parametrize("trainer", ["ddp", "fsdp2", "hsdp"])
+@pytest.mark.parametrize("trainer", ["auto", "ddp", "fsdp2", "hsdp"])
 def test_trainers_of_many_ranks_are_watched(trainer: str) -> None:
-    assert config_of(trainer).trainer.strategy == trainer
+    assert config_of(trainer).trainer.strategy == ("ddp" if trainer == "auto" else trainer)
     assert config_of(trainer).trainer.stall_s is not None

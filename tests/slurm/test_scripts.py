@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -179,3 +181,22 @@ def test_refuses_another_folder(cluster: VirtualCluster, script: Path, tmp_path:
     job = cluster.submit(script, folder=tmp_path)
     assert cluster.wait_for(job, *ENDED)["JobState"] == "FAILED", cluster.log(job)
     assert "submit from the repository's root" in cluster.log(job)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('adaptation=random "convergence.steps=[0, 5]\n', "cannot be read as a shell reads words"),
+        ("name=it's training.seed=1\n", "cannot be read as a shell reads words"),
+        (None, "no file of overrides"),
+    ],
+)
+def test_a_sweep_does_not_guess(text: str | None, said: str, tmp_path: Path) -> None:
+    """Before anything is given to srun, so no scheduler is needed."""
+    file = tmp_path / "arms.txt"
+    if text is not None:
+        file.write_text(text)
+    environment = {**os.environ, "SLURM_ARRAY_TASK_ID": "1", "SLURM_SUBMIT_DIR": str(ROOT)}
+    done = subprocess.run(["bash", str(SWEEP), str(file)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert said in done.stderr

@@ -130,28 +130,51 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(rank: int, function: s
 
 
 class DiskFull(StepCallback):
-    """For the first rank, as it puts weights together."""
+    """For the first rank, as it makes the directory or puts weights together."""
+
+    def __init__(self, function: str) -> None:
+        self.function = function
 
     def on_run_start(self, shell: TrainingShell, step: int) -> None:
         def fail(*_: Any) -> Any:
             raise OSError(28, "No space left on device")
 
-        background_save.put_together = fail
+        setattr(background_save, self.function, fail)
 
 
-def train_on_a_full_disk(run_dir: Path) -> None:
+def train_on_a_full_disk(run_dir: Path, function: str) -> None:
+    full = DiskFull(function)
     try:
-        launch(run_dir, max_steps=20, micro_batch=4, devices=2, callbacks=[DiskFull()], strategy="fsdp2")
+        launch(run_dir, max_steps=20, micro_batch=4, devices=2, callbacks=[full], strategy="fsdp2")
     except OSError as error:
         (run_dir / f"said_{dist.get_rank()}").write_text(str(error))
         os._exit(3)
 
 
-def test_what_the_first_rank_cannot_write_ends_all(tmp_path: Path) -> None:
+@pytest.mark.parametrize("function", ["publish_directory", "put_together"])
+def test_what_the_first_rank_cannot_write_ends_all(function: str, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    assert exit_codes(train_on_a_full_disk, run_dir) == [3, 3]
+    assert exit_codes(train_on_a_full_disk, run_dir, function) == [3, 3]
     for rank in (0, 1):
         assert "could not be written (No space left" in (run_dir / f"said_{rank}").read_text().replace(
             "[Errno 28] ", ""
         )
-    assert list((run_dir / "checkpoints").iterdir()) == []
+    assert list((run_dir / "checkpoints").glob("*")) == []
+
+
+def start_from_another(run_dir: Path) -> None:
+    """The second rank is shown a directory without checkpoints, as a slow file system may show it."""
+    mine = run_dir if os.environ["RANK"] == "0" else run_dir.with_name("empty")
+    try:
+        launch(mine, max_steps=6, micro_batch=4, devices=2)
+    except RuntimeError as error:
+        run_dir.with_name(f"said_{os.environ['RANK']}").write_text(str(error))
+        os._exit(3)
+
+
+def test_ranks_that_see_other_checkpoints_do_not_start(tmp_path: Path) -> None:
+    launch(tmp_path / "run", max_steps=3)
+    assert exit_codes(start_from_another, tmp_path / "run") == [3, 3]
+    for rank in (0, 1):
+        assert "different steps" in (tmp_path / f"said_{rank}").read_text()
+        assert "[3, 0]" in (tmp_path / f"said_{rank}").read_text()

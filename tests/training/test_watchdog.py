@@ -13,6 +13,7 @@ from training_harness import launch
 
 from sana_train.training.callbacks.base import StepCallback
 from sana_train.training.shell import TrainingShell
+from sana_train.training.watchdog import Watchdog
 
 STALL_S = 4.0
 PROMISED_S = 10.0  # from the moment that a rank counts as stalled, or dies, to the end of the job
@@ -28,12 +29,17 @@ class Mishap(StepCallback):
         if step != 3 or shell.trainer.global_rank != self.rank:
             return
         (shell.run_dir / "happened").touch()
-        self.fall_out()
+        self.fall_out(shell)
 
-    def fall_out(self) -> None:
+    def fall_out(self, shell: TrainingShell) -> None:
         if self.kind == "failed":
             raise RuntimeError("this rank's own bug")
-        if self.kind == "asleep":
+        if self.kind == "signalled":  # as SLURM sends its signal to every process of a step
+            (watchdog,) = [each for each in shell.trainer.callbacks if isinstance(each, Watchdog)]  # type: ignore[attr-defined]
+            assert watchdog._monitor is not None
+            for number in (signal.SIGUSR1, signal.SIGTERM):
+                os.kill(watchdog._monitor.pid, number)
+        if self.kind in ("asleep", "signalled"):
             time.sleep(100)
         os.kill(os.getpid(), {"stopped": signal.SIGSTOP, "killed": signal.SIGKILL}[self.kind])
 
@@ -52,7 +58,15 @@ def train_until(run_dir: Path, kind: str, rank: int) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "rank"),
-    [("stopped", 1), ("stopped", 0), ("killed", 1), ("killed", 0), ("failed", 1), ("asleep", 0)],
+    [
+        ("stopped", 1),
+        ("stopped", 0),
+        ("killed", 1),
+        ("killed", 0),
+        ("failed", 1),
+        ("asleep", 0),
+        ("signalled", 1),
+    ],
 )
 def test_the_job_ends_in_time_with_every_stack(kind: str, rank: int, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
@@ -60,14 +74,16 @@ def test_the_job_ends_in_time_with_every_stack(kind: str, rank: int, tmp_path: P
     took_s = time.time() - (run_dir / "happened").stat().st_mtime
     assert None not in codes
     assert 0 not in codes
-    assert took_s < PROMISED_S + (STALL_S if kind in ("stopped", "asleep") else 0.0)
+    has_stalled = kind in ("stopped", "asleep", "signalled")
+    assert took_s < PROMISED_S + (STALL_S if has_stalled else 0.0)
     # Monitors may write a little longer than the ranks live.
     (folder,) = run_dir.glob("stacks/*")
     wait_for(folder / f"rank_{1 - rank:04d}.txt", "training_epoch_loop.py")  # where it waited
     # A process that stops itself may still come a few lines further.
     where = {"killed": "ended without a word", "failed": "this rank's own bug", "asleep": "in fall_out"}
+    where["signalled"] = where["asleep"]
     wait_for(folder / f"rank_{rank:04d}.txt", where.get(kind, "on_step_end"))
-    if kind in ("stopped", "asleep"):
+    if has_stalled:
         wait_for(folder, f"ended after {STALL_S:g} s without progress")
     assert codes[rank] == (1 if kind == "failed" else -signal.SIGKILL)
 
