@@ -35,7 +35,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig
 
 from sana_train.cli.artifact import Artifact, read_artifact
@@ -52,6 +51,7 @@ from sana_train.cli.two_stage import FOLDER_NAME, RECORD_NAME, TwoStageStudy, tw
 from sana_train.cli.wanted import located
 from sana_train.data.progress import ClipProgress
 from sana_train.evaluation.stages.run import Evaluation
+from sana_train.training.trainer import adopt_srun
 from sana_train.utils.environment import environment
 
 _WAIT = timedelta(days=7)  # of a process that is done for those that are not
@@ -89,12 +89,7 @@ class Ranks:
 
     @classmethod
     def of_environment(cls) -> Ranks:
-        is_of_srun = "SLURM_NTASKS" in os.environ and SLURMEnvironment.detect()
-        if is_of_srun and "RANK" not in os.environ:
-            slurm = SLURMEnvironment(auto_requeue=False)
-            found = {"RANK": slurm.global_rank(), "WORLD_SIZE": slurm.world_size()}
-            found |= {"MASTER_ADDR": slurm.main_address, "MASTER_PORT": slurm.main_port}
-            os.environ.update({name: str(value) for name, value in found.items()})  # as torchrun has it
+        adopt_srun()
         return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
     def share(self, numbers: Sequence[int]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Literal
@@ -89,6 +90,17 @@ def _cluster() -> ClusterEnvironment | None:
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
         return SLURMEnvironment(auto_requeue=False)
     return None
+
+
+def adopt_srun() -> None:
+    """Say in torchrun's variables which process of how many this is, if srun has started it."""
+    is_of_srun = "SLURM_NTASKS" in os.environ and SLURMEnvironment.detect()
+    if not is_of_srun or "RANK" in os.environ:
+        return
+    slurm = SLURMEnvironment(auto_requeue=False)
+    found = {"RANK": slurm.global_rank(), "WORLD_SIZE": slurm.world_size()}
+    found |= {"MASTER_ADDR": slurm.main_address, "MASTER_PORT": slurm.main_port}
+    os.environ.update({name: str(value) for name, value in found.items()})
 
 
 def is_global_zero() -> bool:
