@@ -82,6 +82,11 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         if self.shard_ranks is not None:
             _at_least_1("trainer.shard_ranks", self.shard_ranks)
+            if self.strategy != "hsdp":
+                raise ValueError(
+                    f"trainer.shard_ranks={self.shard_ranks} says how many ranks share a copy under "
+                    f"trainer=hsdp; this is {self.strategy}. Choose trainer=hsdp, or leave it out"
+                )
         if self.stall_s is not None and self.stall_s <= 0:
             raise ValueError(f"trainer.stall_s={self.stall_s}: expected seconds, or null for no limit")
         _at_least_1("trainer.num_nodes", self.num_nodes)

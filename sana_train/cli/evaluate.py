@@ -12,7 +12,8 @@ The folder, out=FOLDER or RUN/two_stage/<name of the checkpoint>, gets
 
 and RUN/two_stage.jsonl one line by step, so that several checkpoints make a curve. Noise comes from each
 clip's number: batch size and number of processes do not change a clip. The same command goes on where it
-was stopped; a folder of another command is refused. torchrun shares the clips among its processes.
+was stopped; a folder of another command is refused. torchrun and slurm/evaluate.sbatch share the clips
+among their processes.
 
 examples:
   python evaluate.py experiment=two_stage checkpoint=runs/mine/export

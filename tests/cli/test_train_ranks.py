@@ -83,3 +83,9 @@ def test_the_default_shards_nothing() -> None:
 def test_trainers_of_many_ranks_are_watched(trainer: str) -> None:
     assert config_of(trainer).trainer.strategy == ("ddp" if trainer == "auto" else trainer)
     assert config_of(trainer).trainer.stall_s is not None
+
+
+@pytest.mark.parametrize("trainer", ["auto", "fsdp2"])
+def test_ranks_of_a_copy_are_not_ignored(trainer: str) -> None:
+    with pytest.raises(ValueError, match="Choose trainer=hsdp"):
+        load(compose_config([f"trainer={trainer}", "trainer.shard_ranks=2"]))

@@ -35,10 +35,14 @@ def flat(
 
 
 def merge(path: Path, line: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Add ``line`` by step; returns the lines of its weights and settings, in order of step."""
+    """Add ``line`` by step; returns the lines of its weights and settings, in order of step.
+
+    Raises:
+        ValueError: a line that is there cannot be read; nothing is changed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(path.with_name(f".{path.name}.lock")):
-        lines = [json.loads(text) for text in path.read_text().splitlines()] if path.is_file() else []
+        lines = _read(path) if path.is_file() else []
         kept = [each for each in lines if any(each[key] != line[key] for key in _KEY)]
         lines = sorted(
             [*kept, dict(line)], key=lambda each: (each["settings"], each["weights"], each["step"])
@@ -46,3 +50,20 @@ def merge(path: Path, line: Mapping[str, Any]) -> list[dict[str, Any]]:
         with publish_file(path) as scratch:
             scratch.write_text("".join(json.dumps(each) + "\n" for each in lines))
     return [each for each in lines if all(each[key] == line[key] for key in _KEY[1:])]
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    lines = []
+    for number, text in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            line = json.loads(text)
+            is_whole = isinstance(line, dict) and all(key in line for key in _KEY)
+        except json.JSONDecodeError:
+            is_whole = False
+        if not is_whole:
+            raise ValueError(
+                f"{path}, line {number} is no evaluation: {text[:60]!r}. Nothing was written; take the line "
+                "out and give the same command again, which makes no finished clip anew"
+            )
+        lines.append(line)
+    return lines

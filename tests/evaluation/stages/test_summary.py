@@ -49,3 +49,15 @@ def test_results_are_merged_by_step_whoever_makes_them_and_in_whatever_order(tmp
     assert [(each["step"], each["two_stage/stage1/semantic"]) for each in lines] == [(10, 1.0), (20, 3.0)]
     stored = [json.loads(text) for text in path.read_text().splitlines()]
     assert [(each["step"], each["settings"]) for each in stored] == [(10, "a"), (20, "a"), (20, "b")]
+
+
+@pytest.mark.parametrize("damaged", ['{"step": 5, "wei', "[]", '{"step": 5}'])
+def test_a_damaged_line_is_named_and_nothing_is_lost(damaged: str, tmp_path: Path) -> None:
+    path = tmp_path / "two_stage.jsonl"
+    line = {"step": 1, "weights": "ema", "settings": "a"}
+    history.merge(path, line)
+    path.write_text(path.read_text() + damaged + "\n")
+    before = path.read_text()
+    with pytest.raises(ValueError, match="line 2 is no evaluation"):
+        history.merge(path, {**line, "step": 2})
+    assert path.read_text() == before
