@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from sana_train.utils.environment import environment
 from sana_train.utils.files import write_json
 
 SEED = 0
+GIB = 2**30
 WAYS = {
     "ltx2": {
         "stock": ["use_channels_last=false", "use_fused_norms=false"],
@@ -77,14 +79,35 @@ def summary(passes: Passes, first: Passes) -> dict[str, Any]:
     return row
 
 
+@contextmanager
+def at_most(gib: float | None, device: torch.device) -> Iterator[None]:
+    """Inside the block torch may reserve so much of the GPU's memory and no more, as on a smaller card."""
+    if gib is None:
+        yield
+        return
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(gib * GIB / total, device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
 def compare(
-    kind: str, ways: Sequence[str], size: str, clip: str, rounds: int, device: torch.device
+    kind: str,
+    ways: Sequence[str],
+    size: str,
+    clip: str,
+    rounds: int,
+    device: torch.device,
+    memory_gib: float | None,
 ) -> dict[str, Any]:
     name = f"{kind}_{size}"
     choices = read_choices([[name, "weights=null", *WAYS[kind][way]] for way in ways])
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     models: list[VideoAutoencoder] = [choice.build(dtype, device, SEED) for choice in choices]
-    passes = measure_in_turns(models, video_shape(clip), dtype, device, rounds, SEED, lambda _: None)
+    with at_most(memory_gib, device):
+        passes = measure_in_turns(models, video_shape(clip), dtype, device, rounds, SEED, lambda _: None)
     judged = random_clip(video_shape(CLIPS[size]), torch.float32, device, SEED, 0)
     exact = choices[0].build(torch.float32, device, SEED).to(device)
     with torch.no_grad():
@@ -106,6 +129,7 @@ def compare(
         "judged_on": CLIPS[size],
         "dtype": str(dtype).removeprefix("torch."),
         "rounds": rounds,
+        "memory_gib": memory_gib,
         "wanted_s": WANTED_S.get(clip) if kind == "ltx2" else None,
         "rows": rows,
     }
@@ -126,14 +150,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--benchmark", action="store_true", help="let cuDNN try its algorithms and keep the best"
     )
+    parser.add_argument("--memory-gib", type=float, help="measure as on a card of so much memory")
     given = parser.parse_args(arguments)
     unknown = sorted(set(given.ways) - WAYS[given.kind].keys())
     if unknown:
         parser.error(f"{given.kind} has no way {', '.join(unknown)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if given.memory_gib is not None and device.type != "cuda":
+        parser.error(f"--memory-gib {given.memory_gib}: a CPU's memory cannot be capped")
     torch.backends.cudnn.benchmark = given.benchmark
     clip = given.clip or CLIPS[given.size]
-    record = compare(given.kind, given.ways, given.size, clip, given.rounds, device)
+    record = compare(given.kind, given.ways, given.size, clip, given.rounds, device, given.memory_gib)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     cudnn = {"cudnn": torch.backends.cudnn.version() or "none", "cudnn_benchmark": given.benchmark}
     facts = {"size": given.size, **cudnn, "environment": environment(device)}

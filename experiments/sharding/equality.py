@@ -23,10 +23,18 @@ TRAINERS = {"one": [], "ddp": ["trainer=ddp"], "fsdp2": ["trainer=fsdp2"], "hsdp
 LOGGED = ("train/loss", "train/grad_norm")
 
 
-def train(run_id: str, trainer: list[str], seed: int, work: Path, num_steps: int, more: list[str]) -> Path:
+def train(
+    run_id: str,
+    trainer: list[str],
+    seed: int,
+    work: Path,
+    num_steps: int,
+    more: list[str],
+    accelerator: str = "cpu",
+) -> Path:
     """Four clips a step in micro-batches of one: clipped, averaged, accumulated over 4 or 2."""
     num_ranks = 2 if trainer else 1
-    devices = [f"trainer.devices={num_ranks}", "trainer.accelerator=cpu"]
+    devices = [f"trainer.devices={num_ranks}", f"trainer.accelerator={accelerator}"]
     sharded = ["trainer.shard_ranks=1"] if trainer == ["trainer=hsdp"] else []
     paths = [f"paths.runs={work / 'runs'}", f"paths.data={work / 'data'}"]
     steps = [f"training.max_steps={num_steps}", f"training.seed={seed}", f"run_id={run_id}", "logger=csv"]
@@ -64,12 +72,15 @@ def main() -> None:
     top.add_argument("--out", type=Path, required=True)
     top.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     top.add_argument("--steps", type=int, default=20)
+    top.add_argument("--accelerator", choices=("cpu", "gpu"), default="cpu")
     top.add_argument("more", nargs="*", help="overrides of train.py")
     given = top.parse_args()
     found: dict[str, Any] = {}
     for seed in given.seeds:
         runs = {
-            name: train(f"{name}-{seed}", trainer, seed, given.work, given.steps, given.more)
+            name: train(
+                f"{name}-{seed}", trainer, seed, given.work, given.steps, given.more, given.accelerator
+            )
             for name, trainer in TRAINERS.items()
         }
         for name, run in runs.items():
@@ -78,7 +89,13 @@ def main() -> None:
     largest = {
         name: {key: max(each[key] for each in every) for key in every[0]} for name, every in found.items()
     }
-    record = {"steps": given.steps, "seeds": given.seeds, "largest": largest, "by_seed": found}
+    record = {
+        "steps": given.steps,
+        "accelerator": given.accelerator,
+        "seeds": given.seeds,
+        "largest": largest,
+        "by_seed": found,
+    }
     given.out.write_text(json.dumps(record, indent=2) + "\n")
 
 

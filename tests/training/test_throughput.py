@@ -101,6 +101,28 @@ def test_rates_leave_out_evaluations_and_saves(
         assert line["speed/data_wait_share"] == pytest.approx(FETCH_S / (STEP_S + FETCH_S))
 
 
+def test_the_stall_of_a_save_is_in_the_window_after_it(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain_save = shell_module.ckpt.save_checkpoint
+
+    def save(*arguments: Any) -> None:
+        clock.now += 7.0
+        plain_save(*arguments)
+
+    monkeypatch.setattr(shell_module.ckpt, "save_checkpoint", save)
+    launch(
+        tmp_path,
+        max_steps=5,
+        task=slow_task(clock),
+        clips=slow_clips(clock),
+        callbacks=[ThroughputCallback(1, lambda batch: Work(10**9, 18))],
+        checkpoint_every=3,
+    )
+    found = {line["step"]: line.get("speed/save_stall_s") for line in speeds(tmp_path)}
+    assert found == {2: None, 3: None, 4: 7.0, 5: None}
+
+
 def test_a_cpu_has_no_mfu_and_no_device_memory(tmp_path: Path) -> None:
     throughput = ThroughputCallback(1, lambda batch: Work(10**9, 18))
     launch(tmp_path, max_steps=3, callbacks=[throughput])

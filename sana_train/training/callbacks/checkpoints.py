@@ -48,9 +48,11 @@ class CheckpointCallback(StepCallback):
 
     def _save(self, shell: TrainingShell, step: int, *, with_training_state: bool) -> None:
         thin_out = partial(ckpt.thin_out, shell.run_dir, self.keep_full, self.milestones)
+        paused_s = shell.paused_s
         with shell.paused():
             shell.save_checkpoint(self.run, with_training_state=with_training_state, published=thin_out)
             if step in self.milestones:
                 shell.note(f"milestone/{step}", str(ckpt.checkpoint_path(shell.run_dir, step)))
+        shell.save_stall_s = shell.paused_s - paused_s
         if with_training_state:
             self._last_full = step
