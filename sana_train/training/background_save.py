@@ -1,6 +1,6 @@
 """Checkpoints of sharded state, written while training goes on.
 
-A save copies this rank's shards to its CPU's memory and returns. In the background every rank writes its shards into
+A save copies this rank's shards to its CPU and returns. In the background every rank writes its shards into
 one hidden directory (torch.distributed.checkpoint); when all are there, the first rank puts the weights
 together as ``model.safetensors`` and ``ema.safetensors``, as one process would have written them, and
 publishes the directory by its name. Whatever ends a process before that leaves the checkpoint before. The
@@ -35,7 +35,7 @@ class BackgroundSaver:
         # Of its own: what the background sends must not meet what training sends.
         self._group: Any = dist.new_group(backend="gloo")
         self._is_first = dist.get_rank() == 0
-        # From a GPU the copy goes into page-locked memory, at the speed of the bus. It is locked once and kept,
+        # A GPU copies into page-locked memory at the speed of the bus. That is locked once and kept,
         # since locking takes longer than copying.
         uses_gpu = torch.cuda.is_available() and dist.get_backend() != "gloo"
         self._kept = DefaultStager(StagingOptions(True, False, False, True)) if uses_gpu else None

@@ -9,6 +9,8 @@ from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
 
 from sana_train.training.callbacks.base import StepCallback
 from sana_train.training.shell import TrainingShell
@@ -34,6 +36,9 @@ class StopAtStepEnd(StepCallback):
         self.was_preempted = False
         self.was_late = False
         self._received: int | None = None
+        self._group: Any = (
+            None  # of the ranks' CPUs: to ask one another in every step must not wait for a GPU
+        )
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> None:
@@ -48,14 +53,19 @@ class StopAtStepEnd(StepCallback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Lightning put a handler of its own around SIGTERM, which ends the process inside a step.
         signal.signal(signal.SIGTERM, self._handle)
+        self._group = dist.new_group(backend="gloo") if trainer.world_size > 1 else None
 
     def on_step_end(self, shell: TrainingShell, step: int) -> None:
-        any_rank = shell.trainer.strategy.reduce_boolean_decision
         is_late = self.deadline_s is not None and time.monotonic() >= self.deadline_s
-        if any_rank(self._received is not None or is_late, all=False):
+        said = torch.tensor(
+            [self._received is not None, self._received in PREEMPTION, is_late], dtype=torch.uint8
+        )
+        if self._group is not None:
+            dist.all_reduce(said, dist.ReduceOp.MAX, group=self._group)
+        is_signalled, is_preempted, is_late = said.bool().tolist()
+        if is_signalled or is_late:
             shell.trainer.should_stop = True
-            self.was_preempted = any_rank(self._received in PREEMPTION, all=False)
-            self.was_late = any_rank(is_late, all=False)
+            self.was_preempted, self.was_late = is_preempted, is_late
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:

@@ -39,9 +39,11 @@ class Mishap(StepCallback):
             assert watchdog._monitor is not None
             for number in (signal.SIGUSR1, signal.SIGTERM):
                 os.kill(watchdog._monitor.pid, number)
-        if self.kind in ("asleep", "signalled"):
-            time.sleep(100)
-        os.kill(os.getpid(), {"stopped": signal.SIGSTOP, "killed": signal.SIGKILL}[self.kind])
+        if self.kind in ("stopped", "killed"):
+            os.kill(os.getpid(), {"stopped": signal.SIGSTOP, "killed": signal.SIGKILL}[self.kind])
+        time.sleep(
+            100
+        )  # a process that stops itself comes a few lines further, and to write its stack it goes on
 
 
 def train_until(run_dir: Path, kind: str, rank: int) -> None:
@@ -79,10 +81,8 @@ def test_the_job_ends_in_time_with_every_stack(kind: str, rank: int, tmp_path: P
     # Monitors may write a little longer than the ranks live.
     (folder,) = run_dir.glob("stacks/*")
     wait_for(folder / f"rank_{1 - rank:04d}.txt", "training_epoch_loop.py")  # where it waited
-    # A process that stops itself may still come a few lines further.
-    where = {"killed": "ended without a word", "failed": "this rank's own bug", "asleep": "in fall_out"}
-    where["signalled"] = where["asleep"]
-    wait_for(folder / f"rank_{rank:04d}.txt", where.get(kind, "on_step_end"))
+    where = {"killed": "ended without a word", "failed": "this rank's own bug"}
+    wait_for(folder / f"rank_{rank:04d}.txt", where.get(kind, "in fall_out"))
     if has_stalled:
         wait_for(folder, f"ended after {STALL_S:g} s without progress")
     assert codes[rank] == (1 if kind == "failed" else -signal.SIGKILL)
