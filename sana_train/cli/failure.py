@@ -7,10 +7,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sana_train.cli.run_id import IDENTITY_FILE
+from sana_train.training.stall_monitor import FAILURE_FILE
 from sana_train.training.trainer import is_global_zero
 from sana_train.utils.files import write_json
-
-FAILURE_FILE = "failure.json"
 
 
 @contextmanager

@@ -8,6 +8,8 @@ folder that all of them share.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
 import select
 import signal
@@ -16,6 +18,7 @@ import sys
 import time
 from pathlib import Path
 
+FAILURE_FILE = "failure.json"  # in the run's directory: why it ended
 PROGRESS, GOODBYE, FAILED = b".", b"q", b"x"
 POLL_S = 0.5
 GRACE_S = 5.0  # for a stack to be written, and for a rank that failed to leave by itself
@@ -49,7 +52,9 @@ class Monitor:
             if heard:
                 last = time.monotonic()
             if self._is_gone():
-                self._note("ended without a word: killed, or out of memory? Its stack went with it")
+                self._record(
+                    self._note("ended without a word: killed, or out of memory? Its stack went with it")
+                )
                 self._announce()
                 return
             others = [path.stem for path in self.folder.glob("*.ended") if path.stem != self.stacks.stem]
@@ -57,7 +62,7 @@ class Monitor:
                 self._end(f"ended because {', '.join(sorted(others))} did")
                 return
             if time.monotonic() - last > self.stall_s:
-                self._end(f"ended after {self.stall_s:g} s without progress")
+                self._record(self._end(f"ended after {self.stall_s:g} s without progress"))
                 return
 
     def _hear(self) -> bytes:
@@ -71,7 +76,7 @@ class Monitor:
     def _is_gone(self) -> bool:
         return os.getppid() != self.process
 
-    def _end(self, why: str) -> None:
+    def _end(self, why: str) -> str:
         self._announce()  # first: all ranks write where they are, before any of them is gone
         size = self.stacks.stat().st_size
         self._send(signal.SIGQUIT)  # faulthandler's
@@ -82,17 +87,25 @@ class Monitor:
             time.sleep(POLL_S)
             if size_now > before and self.stacks.stat().st_size == size_now:
                 break
-        self._note(why)
+        line = self._note(why)
         self._kill_after(0.0)
+        return line
 
     def _announce(self) -> None:
         self.stacks.with_suffix(".ended").touch()
 
-    def _note(self, what: str) -> None:
+    def _note(self, what: str) -> str:
         line = f"rank {self.rank} (process {self.process} on {socket.gethostname()}) {what}"
         with self.stacks.open("a") as file:
             file.write(f"{line}\n")
         sys.stderr.write(f"{line}; stacks of all ranks are in {self.folder}\n")
+        return line
+
+    def _record(self, line: str) -> None:
+        """As a run that fails by itself does. What is there already came first and is the reason."""
+        reason = f"{line}; stacks of all ranks are in {self.folder}"
+        with contextlib.suppress(OSError), (self.folder.parents[1] / FAILURE_FILE).open("x") as file:
+            json.dump({"error": "RankEnded", "reason": reason}, file)
 
     def _kill_after(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds

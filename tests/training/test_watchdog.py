@@ -13,6 +13,7 @@ from training_harness import launch
 
 from sana_train.training.callbacks.base import StepCallback
 from sana_train.training.shell import TrainingShell
+from sana_train.training.stall_monitor import FAILURE_FILE
 from sana_train.training.watchdog import Watchdog
 
 STALL_S = 4.0
@@ -83,6 +84,9 @@ def test_the_job_ends_in_time_with_every_stack(kind: str, rank: int, tmp_path: P
     wait_for(folder / f"rank_{1 - rank:04d}.txt", "training_epoch_loop.py")  # where it waited
     where = {"killed": "ended without a word", "failed": "this rank's own bug"}
     wait_for(folder / f"rank_{rank:04d}.txt", where.get(kind, "in fall_out"))
+    if kind != "failed":  # which its own process records, in `sana_train.cli.failure`
+        # Whoever waits for a rank that stalls makes no progress either, and may be the first to say so.
+        wait_for(run_dir / FAILURE_FILE, "without progress" if has_stalled else f"rank {rank} (process ")
     if has_stalled:
         wait_for(folder, f"ended after {STALL_S:g} s without progress")
     assert codes[rank] == (1 if kind == "failed" else -signal.SIGKILL)
