@@ -79,6 +79,11 @@ class BackgroundSaver:
         self._thread = threading.Thread(target=write, name="checkpoint", daemon=True)
         self._thread.start()
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether this rank knows already that the last save could not be written; `wait` says why."""
+        return self._error is not None
+
     def wait(self) -> None:
         """Until the last save is there, on every rank.
 

@@ -22,7 +22,8 @@ PREEMPTION = (signal.SIGTERM, signal.SIGUSR1)
 class StopAtStepEnd(StepCallback):
     """Inside the block the first Ctrl-C, SIGTERM or SIGUSR1 ends the run after the present step.
 
-    A second Ctrl-C ends it at once. Must also be among the trainer's callbacks, as the last: a signal
+    A second Ctrl-C ends it at once. An error of a save in the background is raised after the step in which it is
+    known. Must also be among the trainer's callbacks, as the last: a signal
     reaches the ranks in different steps, so at each step's end they agree on whether to stop.
 
     Args:
@@ -57,12 +58,13 @@ class StopAtStepEnd(StepCallback):
 
     def on_step_end(self, shell: TrainingShell, step: int) -> None:
         is_late = self.deadline_s is not None and time.monotonic() >= self.deadline_s
-        said = torch.tensor(
-            [self._received is not None, self._received in PREEMPTION, is_late], dtype=torch.uint8
-        )
+        mine = [self._received is not None, self._received in PREEMPTION, is_late, shell.save_has_failed]
+        said = torch.tensor(mine, dtype=torch.uint8)
         if self._group is not None:
             dist.all_reduce(said, dist.ReduceOp.MAX, group=self._group)
-        is_signalled, is_preempted, is_late = said.bool().tolist()
+        is_signalled, is_preempted, is_late, save_has_failed = said.bool().tolist()
+        if save_has_failed:
+            shell.finish_saving()  # which raises, on every rank: hours of training must not go unsaved
         if is_signalled or is_late:
             shell.trainer.should_stop = True
             self.was_preempted, self.was_late = is_preempted, is_late

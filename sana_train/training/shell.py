@@ -318,6 +318,11 @@ class TrainingShell(pl.LightningModule):
         # No rank computes on, or ends, while the files are still being written.
         self.trainer.strategy.barrier("checkpoint")
 
+    @property
+    def save_has_failed(self) -> bool:
+        """Whether a checkpoint could not be written in the background, as far as this rank knows."""
+        return self._saver is not None and self._saver.has_failed
+
     def finish_saving(self) -> None:
         """Wait until every checkpoint is published; for every rank.
 
