@@ -22,9 +22,9 @@ PREEMPTION = (signal.SIGTERM, signal.SIGUSR1)
 class StopAtStepEnd(StepCallback):
     """Inside the block the first Ctrl-C, SIGTERM or SIGUSR1 ends the run after the present step.
 
-    A second Ctrl-C ends it at once. An error of a save in the background is raised after the step in which it is
-    known. Must also be among the trainer's callbacks, as the last: a signal
-    reaches the ranks in different steps, so at each step's end they agree on whether to stop.
+    A second Ctrl-C ends it at once. An error of a save in the background is raised after the step in which it
+    is known. Must also be among the trainer's callbacks, as the last: a signal reaches the ranks in different
+    steps, so at each step's end they agree on whether to stop.
 
     Args:
         say: tells the user.
