@@ -71,10 +71,14 @@ def only_run(runs: Path) -> Path:
     return run_dir
 
 
-def test_a_preempted_run_is_the_uninterrupted_one(cluster: VirtualCluster, place: Workplace) -> None:
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp2"])
+def test_a_preempted_run_is_the_uninterrupted_one(
+    cluster: VirtualCluster, place: Workplace, trainer: str
+) -> None:
     def submit(name: str) -> tuple[str, Path]:
-        runs = place.root / name
-        words = place.overrides(["training.max_steps=100", "convergence.steps=[0, 100]", *TOY])
+        runs = place.root / f"{name}-{trainer}"
+        steps = ["training.max_steps=100", "convergence.steps=[0, 100]"]
+        words = place.overrides([f"trainer.strategy={trainer}", *steps, *TOY])
         return cluster.submit("--nodes=2", TRAIN, *words, f"paths.runs={runs}", **PYTHON), runs
 
     straight, expected = submit("straight")
