@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     unknown = sorted(set(given.ways) - WAYS[given.kind].keys())
     if unknown:
         parser.error(f"{given.kind} has no way {', '.join(unknown)}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if given.memory_gib is not None and device.type != "cuda":
         parser.error(f"--memory-gib {given.memory_gib}: a CPU's memory cannot be capped")
     torch.backends.cudnn.benchmark = given.benchmark
