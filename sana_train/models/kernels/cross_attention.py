@@ -43,7 +43,7 @@ def _normalised(
 
 
 @triton.jit
-def _forward(
+def _cross_forward(
     query_pointer, weight_pointer, rstd_pointer, key_pointer, value_pointer, length_pointer,
     out_pointer, lse_pointer, key_stride, value_stride, num_tokens, num_keys, num_heads, head_dim, num_rows,
     scale, QUERIES: tl.constexpr, KEYS: tl.constexpr, HEAD: tl.constexpr,
@@ -85,7 +85,7 @@ def _forward(
 
 
 @triton.jit
-def _query_backward(
+def _cross_query_backward(
     grad_pointer, out_pointer, query_pointer, weight_pointer, rstd_pointer, key_pointer, value_pointer,
     length_pointer, lse_pointer, dquery_pointer, delta_pointer, along_pointer,
     key_stride, value_stride, num_tokens, num_keys, num_heads, head_dim, num_rows, scale,
@@ -128,7 +128,7 @@ def _query_backward(
 
 
 @triton.jit
-def _key_backward(
+def _cross_key_backward(
     grad_pointer, query_pointer, weight_pointer, rstd_pointer, key_pointer, value_pointer, length_pointer,
     lse_pointer, delta_pointer, dkey_pointer, dvalue_pointer,
     key_stride, value_stride, num_tokens, num_keys, num_heads, head_dim, num_rows, tokens_per_program, scale,
@@ -194,7 +194,7 @@ def cross_attention_forward(
     rstd = rms_statistics(query.view(-1, width), width, 1, qk_eps)
     out = torch.empty_like(query)
     lse = query.new_empty((num_heads, rows), dtype=torch.float32)
-    _forward[(triton.cdiv(num_tokens, _QUERIES), batch * num_heads)](
+    _cross_forward[(triton.cdiv(num_tokens, _QUERIES), batch * num_heads)](
         query, q_weight, rstd, key, value, lengths, out, lse, key.stride(1), value.stride(1), num_tokens,
         key.shape[1], num_heads, head_dim, rows, head_dim**-0.5,
         QUERIES=_QUERIES, KEYS=_KEYS, HEAD=max(16, triton.next_power_of_2(head_dim)), num_warps=8, num_stages=2,
@@ -229,7 +229,7 @@ def cross_attention_backward(
     delta, along = torch.empty_like(lse), torch.empty_like(lse)
     strides = (key.stride(1), value.stride(1))
     sizes = (num_tokens, num_keys, num_heads, head_dim, rows)
-    _query_backward[(triton.cdiv(num_tokens, _QUERIES), batch * num_heads)](
+    _cross_query_backward[(triton.cdiv(num_tokens, _QUERIES), batch * num_heads)](
         grad, out, query, q_weight, rstd, key, value, lengths, lse, dquery, delta, along, *strides, *sizes,
         head_dim**-0.5, QUERIES=_QUERIES, KEYS=_KEYS, HEAD=head, num_warps=8, num_stages=1,
     )  # fmt: skip
@@ -238,7 +238,7 @@ def cross_attention_backward(
     tokens = triton.cdiv(steps, max(1, min(steps, _PROGRAMS // (tiles * batch * num_heads)))) * _BACKWARD_QUERIES
     parts = triton.cdiv(num_tokens, tokens)
     partial = grad.new_empty((2, parts, batch, num_keys, width), dtype=torch.float32)
-    _key_backward[(tiles, parts, batch * num_heads)](
+    _cross_key_backward[(tiles, parts, batch * num_heads)](
         grad, query, q_weight, rstd, key, value, lengths, lse, delta, partial[0], partial[1], *strides, *sizes,
         tokens, head_dim**-0.5, QUERIES=_BACKWARD_QUERIES, KEYS=_KEYS, HEAD=head, num_warps=8, num_stages=1,
     )  # fmt: skip

@@ -83,9 +83,10 @@ class LinearAttentionFunction(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        q_weight, k_weight = ctx.saved_tensors[1:3]
+        saved = ctx.saved_tensors  # read once: recomputed blocks give them once
+        q_weight, k_weight = saved[1:3]
         dqkv, dq_weight, dk_weight = linear_attention_backward(
-            grad.contiguous(), *ctx.saved_tensors, ctx.num_heads, ctx.eps
+            grad.contiguous(), *saved, ctx.num_heads, ctx.eps
         )
         weights = dq_weight.to(q_weight.dtype), dk_weight.to(k_weight.dtype)
         return dqkv, *weights, None, None, None, None, None

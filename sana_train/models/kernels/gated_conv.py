@@ -67,7 +67,7 @@ def _vector(pointer, channel, is_channel):
 
 
 @triton.jit
-def _gate(
+def _gated_conv(
     x_pointer, in_bias_pointer, weight_pointer, bias_pointer, grad_pointer, dz_pointer, out_pointer,
     height, width, hidden, IS_BACKWARD: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -242,7 +242,7 @@ def gated_conv_forward(
     hidden = x.shape[1] // 2
     out = x.new_empty((x.shape[0], hidden))
     grid = (triton.cdiv(hidden, _CHANNELS), triton.cdiv(height, 2), x.shape[0] // (height * width))
-    _gate[grid](
+    _gated_conv[grid](
         x, in_bias, weight, bias, None, None, out, height, width, hidden,
         IS_BACKWARD=False, CHANNELS=_CHANNELS, num_warps=_WARPS,
     )  # fmt: skip
@@ -262,7 +262,7 @@ def gated_conv_backward(
     hidden = x.shape[1] // 2
     dz, out = torch.empty_like(x), torch.empty_like(grad)
     grid = (triton.cdiv(hidden, _CHANNELS), triton.cdiv(height, 2), x.shape[0] // (height * width))
-    _gate[grid](
+    _gated_conv[grid](
         x, in_bias, weight, bias, grad, dz, out, height, width, hidden,
         IS_BACKWARD=True, CHANNELS=_CHANNELS, num_warps=_WARPS,
     )  # fmt: skip

@@ -52,24 +52,21 @@ def _features(
 
 
 @triton.jit
-def _square(pointer, head, head_dim, HEAD: tl.constexpr):
-    """(E, E) of one head, padded with zeros."""
+def _square(pointer, slot, HEAD: tl.constexpr):
+    """(E, E) of one head, stored padded with zeros."""
     row, column = tl.arange(0, HEAD)[:, None], tl.arange(0, HEAD)[None, :]
-    place = pointer + head * head_dim * head_dim + row * head_dim + column
-    return tl.load(place, mask=(row < head_dim) & (column < head_dim), other=0.0)
+    return tl.load(pointer + slot * HEAD * HEAD + row * HEAD + column)
 
 
 @triton.jit
-def _store_partial(matrix_pointer, vector_pointer, matrix, vector, slot, head_dim, HEAD: tl.constexpr):
+def _store_partial(matrix_pointer, vector_pointer, matrix, vector, slot, HEAD: tl.constexpr):
     row, column = tl.arange(0, HEAD)[:, None], tl.arange(0, HEAD)[None, :]
-    place = matrix_pointer + slot * head_dim * head_dim + row * head_dim + column
-    tl.store(place, matrix, mask=(row < head_dim) & (column < head_dim))
-    flat = tl.arange(0, HEAD)
-    tl.store(vector_pointer + slot * head_dim + flat, vector, mask=flat < head_dim)
+    tl.store(matrix_pointer + slot * HEAD * HEAD + row * HEAD + column, matrix)
+    tl.store(vector_pointer + slot * HEAD + tl.arange(0, HEAD), vector)
 
 
 @triton.jit
-def _summarise(
+def _linear_summarise(
     key_pointer, value_pointer, weight_pointer, rstd_pointer, cos_pointer, sin_pointer,
     summary_pointer, total_pointer, stride, num_tokens, num_heads, head_dim, tokens_per_program,
     TOKENS: tl.constexpr, HEAD: tl.constexpr,
@@ -96,12 +93,12 @@ def _summarise(
         summary += tl.dot(tl.trans(turned.to(value.dtype)), value, input_precision="ieee")
         total += tl.sum(positive, axis=0)
     _store_partial(
-        summary_pointer, total_pointer, summary, total, part * tl.num_programs(1) + slot, head_dim, HEAD
+        summary_pointer, total_pointer, summary, total, part * tl.num_programs(1) + slot, HEAD
     )
 
 
 @triton.jit
-def _mix(
+def _linear_mix(
     query_pointer, weight_pointer, rstd_pointer, cos_pointer, sin_pointer, summary_pointer, total_pointer,
     out_pointer, stride, num_tokens, num_heads, head_dim, eps, TOKENS: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
@@ -116,8 +113,8 @@ def _mix(
         head, head_dim, TOKENS, HEAD,
     )  # fmt: skip
     column = tl.arange(0, HEAD)
-    total = tl.load(total_pointer + slot * head_dim + column, mask=column < head_dim, other=0.0)
-    summary = _square(summary_pointer, slot, head_dim, HEAD)
+    total = tl.load(total_pointer + slot * HEAD + column)
+    summary = _square(summary_pointer, slot, HEAD)
     mixed = tl.dot(turned.to(summary.dtype), summary, input_precision="ieee")
     mixed /= (tl.sum(positive * total[None, :], axis=1) + eps)[:, None]
     inside = is_token[:, None] & (column < head_dim)[None, :]
@@ -143,7 +140,7 @@ def _store_gradient(
 
 
 @triton.jit
-def _mix_backward(
+def _linear_mix_backward(
     grad_pointer, query_pointer, weight_pointer, rstd_pointer, cos_pointer, sin_pointer,
     summary_pointer, total_pointer, dquery_pointer, along_pointer, scale_pointer, dtotal_pointer,
     stride, num_tokens, num_heads, head_dim, num_rows, eps, TOKENS: tl.constexpr, HEAD: tl.constexpr,
@@ -159,8 +156,8 @@ def _mix_backward(
         head, head_dim, TOKENS, HEAD,
     )  # fmt: skip
     column = tl.arange(0, HEAD)
-    total = tl.load(total_pointer + slot * head_dim + column, mask=column < head_dim, other=0.0)
-    summary = _square(summary_pointer, slot, head_dim, HEAD)
+    total = tl.load(total_pointer + slot * HEAD + column)
+    summary = _square(summary_pointer, slot, HEAD)
     inside = is_token[:, None] & (column < head_dim)[None, :]
     place = grad_pointer + row[:, None] * (num_heads * head_dim) + head * head_dim + column[None, :]
     grad = tl.load(place, mask=inside, other=0.0).to(tl.float32)
@@ -179,7 +176,7 @@ def _mix_backward(
 
 
 @triton.jit
-def _sum_backward(
+def _linear_sum_backward(
     grad_pointer, query_pointer, weight_pointer, rstd_pointer, cos_pointer, sin_pointer,
     scale_pointer, dtotal_pointer, dsummary_pointer, dtotals_pointer,
     stride, num_tokens, num_heads, head_dim, num_rows, tokens_per_program,
@@ -210,12 +207,12 @@ def _sum_backward(
         dsummary += tl.dot(tl.trans(turned.to(grad.dtype)), dmixed, input_precision="ieee")
         dtotal += tl.sum(positive * dscale[:, None], axis=0)
     _store_partial(
-        dsummary_pointer, dtotals_pointer, dsummary, dtotal, part * tl.num_programs(1) + slot, head_dim, HEAD
+        dsummary_pointer, dtotals_pointer, dsummary, dtotal, part * tl.num_programs(1) + slot, HEAD
     )
 
 
 @triton.jit
-def _summarise_backward(
+def _linear_summarise_backward(
     key_pointer, value_pointer, weight_pointer, rstd_pointer, cos_pointer, sin_pointer,
     dsummary_pointer, dtotal_pointer, dkey_pointer, dvalue_pointer, along_pointer,
     stride, num_tokens, num_heads, head_dim, num_rows, TOKENS: tl.constexpr, HEAD: tl.constexpr,
@@ -234,16 +231,20 @@ def _summarise_backward(
     inside = is_token[:, None] & (column < head_dim)[None, :]
     place = row[:, None] * stride + head * head_dim + column[None, :]
     value = tl.load(value_pointer + place, mask=inside, other=0.0)
-    dsummary = _square(dsummary_pointer, slot, head_dim, HEAD)
+    dsummary = _square(dsummary_pointer, slot, HEAD)
     dvalue = tl.dot(turned.to(dsummary.dtype), dsummary, input_precision="ieee")
     tl.store(dvalue_pointer + place, dvalue.to(dvalue_pointer.dtype.element_ty), mask=inside)
     dturned = tl.dot(value, tl.trans(dsummary), input_precision="ieee")
-    dtotal = tl.load(dtotal_pointer + slot * head_dim + column, mask=column < head_dim, other=0.0)
+    dtotal = tl.load(dtotal_pointer + slot * HEAD + column)
     dpositive = _turn(dturned, cos, -sin, TOKENS, HEAD) + dtotal[None, :]
     _store_gradient(
         tl.where(positive > 0.0, dpositive, 0.0), x, weight_pointer, dkey_pointer, along_pointer, row,
         is_token, stride, head, head_dim, num_rows, HEAD,
     )  # fmt: skip
+
+
+def _padded(head_dim: int) -> int:
+    return max(16, triton.next_power_of_2(head_dim))  # as a matrix product needs
 
 
 def _split(num_slots: int, num_tokens: int) -> tuple[int, int]:
@@ -273,7 +274,7 @@ def linear_attention_forward(
 
     Returns:
         (B, N, D) in the dtype of ``qkv``, and for the backward pass: (2, R) float32 reciprocal RMS of
-        queries and keys, (B A, E, E) summary in the dtype of ``qkv``, (B A, E) float32 total.
+        queries and keys, and with E padded (B A, E, E) summary in the dtype of ``qkv``, (B A, E) float32 total.
     """
     batch, num_tokens, width = qkv.shape
     width //= 3
@@ -281,16 +282,16 @@ def linear_attention_forward(
     query, key, value = qkv.view(-1, 3 * width).chunk(3, dim=-1)
     rstd = rms_statistics(qkv.view(-1, 3 * width), width, 2, qk_eps)
     parts, tokens = _split(slots, num_tokens)
-    head = max(16, triton.next_power_of_2(head_dim))
-    partial = qkv.new_empty((parts, slots, head_dim, head_dim), dtype=torch.float32)
-    totals = qkv.new_empty((parts, slots, head_dim), dtype=torch.float32)
-    _summarise[(parts, slots)](
+    head = _padded(head_dim)
+    partial = qkv.new_empty((parts, slots, head, head), dtype=torch.float32)
+    totals = qkv.new_empty((parts, slots, head), dtype=torch.float32)
+    _linear_summarise[(parts, slots)](
         key, value, k_weight, rstd[1], cos, sin, partial, totals, 3 * width, num_tokens, num_heads, head_dim,
         tokens, TOKENS=_TOKENS, HEAD=head, num_warps=8, num_stages=2,
     )  # fmt: skip
     summary, total = partial.sum(0).to(qkv.dtype), totals.sum(0)
     out = qkv.new_empty((batch, num_tokens, width))
-    _mix[(triton.cdiv(num_tokens, _TOKENS), slots)](
+    _linear_mix[(triton.cdiv(num_tokens, _TOKENS), slots)](
         query, q_weight, rstd[0], cos, sin, summary, total, out, 3 * width, num_tokens, num_heads, head_dim,
         eps, TOKENS=_TOKENS, HEAD=head, num_warps=4, num_stages=2,
     )  # fmt: skip
@@ -304,12 +305,12 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     batch, num_tokens, width = qkv.shape
     width //= 3
-    head_dim, slots = width // num_heads, batch * num_heads
+    slots, head = batch * num_heads, _padded(width // num_heads)
     return (
         qkv.new_empty((batch, num_tokens, width)),
         qkv.new_empty((2, batch * num_tokens), dtype=torch.float32),
-        qkv.new_empty((slots, head_dim, head_dim)),
-        qkv.new_empty((slots, head_dim), dtype=torch.float32),
+        qkv.new_empty((slots, head, head)),
+        qkv.new_empty((slots, head), dtype=torch.float32),
     )
 
 
@@ -326,24 +327,24 @@ def linear_attention_backward(
     dqkv = torch.empty_like(flat)
     dquery, dkey, dvalue = dqkv.chunk(3, dim=-1)
     parts, tokens = _split(slots, num_tokens)
-    head = max(16, triton.next_power_of_2(head_dim))
-    partial = grad.new_empty((parts, slots, head_dim, head_dim), dtype=torch.float32)
-    totals = grad.new_empty((parts, slots, head_dim), dtype=torch.float32)
+    head = _padded(head_dim)
+    partial = grad.new_empty((parts, slots, head, head), dtype=torch.float32)
+    totals = grad.new_empty((parts, slots, head), dtype=torch.float32)
     along = grad.new_empty((2, num_heads, rows), dtype=torch.float32)
     each_row = torch.empty_like(along)
     features = (grad, query, q_weight, rstd[0], cos, sin)
     sizes = (3 * width, num_tokens, num_heads, head_dim, rows)
     tiles = triton.cdiv(num_tokens, _TOKENS)
-    _mix_backward[(tiles, slots)](
+    _linear_mix_backward[(tiles, slots)](
         *features, summary, total, dquery, along[0], each_row[0], each_row[1], *sizes, eps,
         TOKENS=_TOKENS, HEAD=head, num_warps=8,
     )  # fmt: skip
-    _sum_backward[(parts, slots)](
+    _linear_sum_backward[(parts, slots)](
         *features, each_row[0], each_row[1], partial, totals, *sizes, tokens,
         TOKENS=_TOKENS, HEAD=head, num_warps=8, num_stages=2,
     )  # fmt: skip
     dsummary, dtotal = partial.sum(0).to(qkv.dtype), totals.sum(0)
-    _summarise_backward[(tiles, slots)](
+    _linear_summarise_backward[(tiles, slots)](
         key, value, k_weight, rstd[1], cos, sin, dsummary, dtotal, dkey, dvalue, along[1], *sizes,
         TOKENS=_TOKENS, HEAD=head, num_warps=8,
     )  # fmt: skip

@@ -16,7 +16,7 @@ _ROWS, _COLUMNS = 64, 128  # of a program in the backward pass
 
 
 @triton.jit  # whose arguments must not be annotated
-def _statistics(x_pointer, rstd_pointer, stride, num_rows, width, eps, BLOCK: tl.constexpr):
+def _rms_statistics(x_pointer, rstd_pointer, stride, num_rows, width, eps, BLOCK: tl.constexpr):
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     column = tl.arange(0, BLOCK)
     x = tl.load(x_pointer + row * stride + part * width + column, mask=column < width, other=0.0)
@@ -25,7 +25,7 @@ def _statistics(x_pointer, rstd_pointer, stride, num_rows, width, eps, BLOCK: tl
 
 
 @triton.jit
-def _backward(
+def _rms_backward(
     grad_pointer, x_pointer, weight_pointer, rstd_pointer, along_pointer, dweight_pointer, dbias_pointer,
     grad_stride, x_stride, num_rows, width, total_width, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -50,7 +50,7 @@ def _backward(
 def rms_statistics(x: Tensor, width: int, parts: int, eps: float) -> Tensor:
     """(P, R) float32 reciprocal RMS of the first P runs of ``width`` columns of each row of (R, >= P D)."""
     rstd = x.new_empty((parts, x.shape[0]), dtype=torch.float32)
-    _statistics[(x.shape[0], parts)](
+    _rms_statistics[(x.shape[0], parts)](
         x, rstd, x.stride(0), x.shape[0], width, eps, BLOCK=triton.next_power_of_2(width), num_warps=4
     )
     return rstd
@@ -76,7 +76,7 @@ def rms_backward(
     rows, parts = x.shape[0], rstd.shape[0]
     tiles = triton.cdiv(rows, _ROWS)
     partial = x.new_empty((2, tiles, parts * width), dtype=torch.float32)
-    _backward[(tiles, triton.cdiv(width, _COLUMNS), parts)](
+    _rms_backward[(tiles, triton.cdiv(width, _COLUMNS), parts)](
         grad, x, weights, rstd, along, partial[0], partial[1], grad.stride(0), x.stride(0), rows, width,
         parts * width, ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=4,
     )  # fmt: skip
