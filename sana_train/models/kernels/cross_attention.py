@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sana_train.models.kernels.portable import dot
 from sana_train.models.kernels.rms import rms_backward, rms_statistics
 
 _QUERIES, _KEYS = 128, 64  # of a step
@@ -66,13 +67,13 @@ def _cross_forward(
         is_key = place < length
         key = _tile(key_pointer, clip * num_keys + place, is_key, key_stride, head, head_dim, HEAD)
         value = _tile(value_pointer, clip * num_keys + place, is_key, value_stride, head, head_dim, HEAD)
-        score = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+        score = dot(query, tl.trans(key)) * scale
         score = tl.where(is_key[None, :], score, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(score, axis=1))
         weight = tl.exp(score - new_largest[:, None])
         shrink = tl.exp(largest - new_largest)
         total = total * shrink + tl.sum(weight, axis=1)
-        mixed = mixed * shrink[:, None] + tl.dot(weight.to(value.dtype), value, input_precision="ieee")
+        mixed = mixed * shrink[:, None] + dot(weight.to(value.dtype), value)
         largest = new_largest
     mixed /= total[:, None]
     column = tl.arange(0, HEAD)
@@ -112,11 +113,11 @@ def _cross_query_backward(
         is_key = place < length
         key = _tile(key_pointer, clip * num_keys + place, is_key, key_stride, head, head_dim, HEAD)
         value = _tile(value_pointer, clip * num_keys + place, is_key, value_stride, head, head_dim, HEAD)
-        score = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+        score = dot(query, tl.trans(key)) * scale
         share = tl.where(is_key[None, :], tl.exp(score - lse[:, None]), 0.0)
-        dshare = tl.dot(grad, tl.trans(value), input_precision="ieee")
+        dshare = dot(grad, tl.trans(value))
         dscore = share * (dshare - delta[:, None])
-        dquery += tl.dot(dscore.to(key.dtype), key, input_precision="ieee")
+        dquery += dot(dscore.to(key.dtype), key)
     dquery = (dquery * scale).to(dquery_pointer.dtype.element_ty)
     column = tl.arange(0, HEAD)
     tl.store(
@@ -157,12 +158,12 @@ def _cross_key_backward(
         grad = _tile(grad_pointer, row, is_token, width, head, head_dim, HEAD)
         lse = tl.load(lse_pointer + head * num_rows + row, mask=is_token, other=0.0)
         delta = tl.load(delta_pointer + head * num_rows + row, mask=is_token, other=0.0)
-        score = tl.dot(key, tl.trans(query), input_precision="ieee") * scale
+        score = dot(key, tl.trans(query)) * scale
         share = tl.where(is_key[:, None] & is_token[None, :], tl.exp(score - lse[None, :]), 0.0)
-        dvalue += tl.dot(share.to(grad.dtype), grad, input_precision="ieee")
-        dshare = tl.dot(value, tl.trans(grad), input_precision="ieee")
+        dvalue += dot(share.to(grad.dtype), grad)
+        dshare = dot(value, tl.trans(grad))
         dscore = share * (dshare - delta[None, :])
-        dkey += tl.dot(dscore.to(query.dtype), query, input_precision="ieee")
+        dkey += dot(dscore.to(query.dtype), query)
     column = tl.arange(0, HEAD)
     kept = (part * (tl.num_programs(2) // num_heads) + clip) * num_keys + place
     kept = kept[:, None] * width + head * head_dim + column[None, :]

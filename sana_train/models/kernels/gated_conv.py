@@ -14,35 +14,24 @@ Legend: F frames of all clips, H/W rows/columns, M hidden width; x has 2 M chann
 
 from __future__ import annotations
 
-import os
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from sana_train.models.kernels.portable import tanh
+
 _CHANNELS = 128  # of a program; two to a thread
 _WARPS = 2
 _PAIRS = 4  # of rows that a program walks along where it sums over positions
 _FAR = tl.constexpr(-30000.0)  # whose silu is zero
-_HAS_PTX = tl.constexpr(os.environ.get("TRITON_INTERPRET") != "1")
 
 
 @triton.jit  # whose arguments must not be annotated
-def _half_tanh(half):
-    """tanh to 11 bits, more than what is stored keeps: sigmoid(2 h) = (1 + tanh h) / 2 in one instruction."""
-    if _HAS_PTX:
-        return tl.inline_asm_elementwise(
-            "tanh.approx.f32 $0, $1;", "=f,f", [half], dtype=tl.float32, is_pure=True, pack=1
-        )
-    return 2.0 * tl.sigmoid(2.0 * half) - 1.0
-
-
-@triton.jit
 def _active(pointer, half_bias, inside):
-    """silu(x + bias) at ``pointer``; zero outside."""
+    """silu(x + bias) at ``pointer`` as h (1 + tanh h), h = (x + bias) / 2; zero outside."""
     half = tl.load(pointer, mask=inside, other=_FAR).to(tl.float32) * 0.5 + half_bias
-    return half * _half_tanh(half) + half
+    return half * tanh(half) + half
 
 
 @triton.jit
@@ -130,7 +119,7 @@ def _finish(
     value, gate, grad_pointer, dz_pointer, out_pointer, place, inside, hidden, IS_BACKWARD: tl.constexpr
 ):
     half = 0.5 * gate
-    bend = _half_tanh(half)
+    bend = tanh(half)
     active = half * bend + half
     tl.store(out_pointer + place, (value * active).to(out_pointer.dtype.element_ty), mask=inside)
     if IS_BACKWARD:
@@ -145,7 +134,7 @@ def _finish(
 def _active_and_slope(pointer, half_bias, inside):
     """silu(x + bias), zero outside, and its derivative."""
     half = tl.load(pointer, mask=inside, other=_FAR).to(tl.float32) * 0.5 + half_bias
-    bend = _half_tanh(half)
+    bend = tanh(half)
     active, share = half * bend + half, 0.5 * bend + 0.5
     return active, active * (1.0 - share) + share
 

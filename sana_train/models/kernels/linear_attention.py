@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sana_train.models.kernels.portable import dot
 from sana_train.models.kernels.rms import rms_backward, rms_statistics
 
 _TOKENS = 64  # of one step
@@ -90,7 +91,7 @@ def _linear_summarise(
         inside = is_token[:, None] & (column < head_dim)[None, :]
         place = value_pointer + row[:, None] * stride + head * head_dim + column[None, :]
         value = tl.load(place, mask=inside, other=0.0)
-        summary += tl.dot(tl.trans(turned.to(value.dtype)), value, input_precision="ieee")
+        summary += dot(tl.trans(turned.to(value.dtype)), value)
         total += tl.sum(positive, axis=0)
     _store_partial(
         summary_pointer, total_pointer, summary, total, part * tl.num_programs(1) + slot, HEAD
@@ -115,7 +116,7 @@ def _linear_mix(
     column = tl.arange(0, HEAD)
     total = tl.load(total_pointer + slot * HEAD + column)
     summary = _square(summary_pointer, slot, HEAD)
-    mixed = tl.dot(turned.to(summary.dtype), summary, input_precision="ieee")
+    mixed = dot(turned.to(summary.dtype), summary)
     mixed /= (tl.sum(positive * total[None, :], axis=1) + eps)[:, None]
     inside = is_token[:, None] & (column < head_dim)[None, :]
     place = out_pointer + row[:, None] * (num_heads * head_dim) + head * head_dim + column[None, :]
@@ -162,12 +163,12 @@ def _linear_mix_backward(
     place = grad_pointer + row[:, None] * (num_heads * head_dim) + head * head_dim + column[None, :]
     grad = tl.load(place, mask=inside, other=0.0).to(tl.float32)
     scale = 1.0 / (tl.sum(positive * total[None, :], axis=1) + eps)
-    mixed = tl.dot(turned.to(summary.dtype), summary, input_precision="ieee")
+    mixed = dot(turned.to(summary.dtype), summary)
     dscale = -tl.sum(grad * mixed, axis=1) * scale * scale
     tl.store(scale_pointer + head * num_rows + row, scale, mask=is_token)
     tl.store(dtotal_pointer + head * num_rows + row, dscale, mask=is_token)
     dmixed = (grad * scale[:, None]).to(summary.dtype)
-    dturned = tl.dot(dmixed, tl.trans(summary), input_precision="ieee")
+    dturned = dot(dmixed, tl.trans(summary))
     dpositive = _turn(dturned, cos, -sin, TOKENS, HEAD) + dscale[:, None] * total[None, :]
     _store_gradient(
         tl.where(positive > 0.0, dpositive, 0.0), x, weight_pointer, dquery_pointer, along_pointer, row,
@@ -204,7 +205,7 @@ def _linear_sum_backward(
         scale = tl.load(scale_pointer + head * num_rows + row, mask=is_token, other=0.0)
         dscale = tl.load(dtotal_pointer + head * num_rows + row, mask=is_token, other=0.0)
         dmixed = (grad.to(tl.float32) * scale[:, None]).to(grad.dtype)
-        dsummary += tl.dot(tl.trans(turned.to(grad.dtype)), dmixed, input_precision="ieee")
+        dsummary += dot(tl.trans(turned.to(grad.dtype)), dmixed)
         dtotal += tl.sum(positive * dscale[:, None], axis=0)
     _store_partial(
         dsummary_pointer, dtotals_pointer, dsummary, dtotal, part * tl.num_programs(1) + slot, HEAD
@@ -232,9 +233,9 @@ def _linear_summarise_backward(
     place = row[:, None] * stride + head * head_dim + column[None, :]
     value = tl.load(value_pointer + place, mask=inside, other=0.0)
     dsummary = _square(dsummary_pointer, slot, HEAD)
-    dvalue = tl.dot(turned.to(dsummary.dtype), dsummary, input_precision="ieee")
+    dvalue = dot(turned.to(dsummary.dtype), dsummary)
     tl.store(dvalue_pointer + place, dvalue.to(dvalue_pointer.dtype.element_ty), mask=inside)
-    dturned = tl.dot(value, tl.trans(dsummary), input_precision="ieee")
+    dturned = dot(value, tl.trans(dsummary))
     dtotal = tl.load(dtotal_pointer + slot * HEAD + column)
     dpositive = _turn(dturned, cos, -sin, TOKENS, HEAD) + dtotal[None, :]
     _store_gradient(
