@@ -35,6 +35,16 @@ def _weight_gradient(grad: Tensor, x: Tensor, like: torch.dtype) -> Tensor:
     return torch.mm(grad.t(), x).to(like)
 
 
+def _rows(x: Tensor) -> Tensor:
+    """(G, D) whose rows are contiguous, as slices of a modulation table are."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _keys(x: Tensor) -> Tensor:
+    """(B, S, D) whose clips follow each other, as halves of a packed projection do."""
+    return x if x.stride(-1) == 1 and x.stride(0) == x.shape[1] * x.stride(1) else x.contiguous()
+
+
 class ModulatedLinear(Function):
     """Layer norm, modulation and a projection without bias; x is handed on for what comes past it.
 
@@ -46,8 +56,8 @@ class ModulatedLinear(Function):
         ctx: Any, x: Tensor, shift: Tensor, scale: Tensor, weight: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """x (R, D), shift and scale (G, D), weight (O, D) -> (R, O) in ``dtype``, x."""
-        rounded = weight.to(dtype)
-        modulated, normalised, rstd = norm_forward(x, shift, scale, NORM_EPS, dtype)
+        rounded, shift, scale = weight.to(dtype), _rows(shift), _rows(scale)
+        modulated, normalised, rstd = norm_forward(x.contiguous(), shift, scale, NORM_EPS, dtype)
         ctx.save_for_backward(normalised, rstd, shift, scale, rounded)
         ctx.weight_dtype = weight.dtype
         return torch.mm(modulated, rounded.t()), x.view_as(x)
@@ -56,6 +66,7 @@ class ModulatedLinear(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, past: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         normalised, rstd, shift, scale, weight = ctx.saved_tensors
+        grad = grad.contiguous()
         dmodulated = torch.mm(grad, weight)
         dx, modulated, dshift, dscale = norm_backward(
             dmodulated, past.contiguous(), normalised, rstd, shift, scale
@@ -73,6 +84,8 @@ class LinearAttentionFunction(Function):
         num_heads: int, qk_eps: float, eps: float,
     ) -> Tensor:  # fmt: skip
         """qkv (B, N, 3 D) -> (B, N, D)."""
+        qkv, cos, sin = qkv.contiguous(), cos.contiguous(), sin.contiguous()
+        q_weight, k_weight = q_weight.contiguous(), k_weight.contiguous()
         out, rstd, summary, total = linear_attention_forward(
             qkv, q_weight, k_weight, cos, sin, num_heads, qk_eps, eps
         )
@@ -100,9 +113,9 @@ class GatedLinear(Function):
         ctx: Any, x: Tensor, a: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None, use_copy: bool
     ) -> tuple[Tensor, Tensor | None]:
         """x (R, D), a (R, D), weight (D, D), bias (D,), gate (G, D) -> (R, D), (R, D) or None."""
-        rounded = weight.to(a.dtype)
-        update = torch.mm(a, rounded.t())
-        out, copy = gate_forward(x, update, bias, gate, a.dtype if use_copy else None)
+        rounded, gate = weight.to(a.dtype), None if gate is None else _rows(gate)
+        update, bias = torch.mm(a, rounded.t()), bias.contiguous()
+        out, copy = gate_forward(x.contiguous(), update, bias, gate, a.dtype if use_copy else None)
         ctx.save_for_backward(a, update if gate is not None else None, rounded, bias, gate)
         ctx.weight_dtype = weight.dtype
         return out, copy if use_copy else None
@@ -114,6 +127,7 @@ class GatedLinear(Function):
     ) -> tuple[Tensor | None, ...]:
         a, update, weight, bias, gate = ctx.saved_tensors
         grad = grad.contiguous()
+        copy_grad = None if copy_grad is None else copy_grad.contiguous()
         dx, dupdate, dgate, dbias = gate_backward(grad, copy_grad, update, bias, gate, a.dtype)
         return (
             grad if copy_grad is None else dx,
@@ -134,8 +148,9 @@ class CrossAttentionFunction(Function):
         lengths: Tensor, num_heads: int, qk_eps: float,
     ) -> Tensor:  # fmt: skip
         """x (B, N, D), weight (D, D), key and value (B, S, D) -> (B, N, D)."""
-        rounded = weight.to(x.dtype)
-        query = torch.addmm(bias.to(x.dtype), x.flatten(0, 1), rounded.t()).view_as(x)
+        rounded, key, value = weight.to(x.dtype), _keys(key), _keys(value)
+        q_weight = q_weight.contiguous()
+        query = torch.addmm(bias.to(x.dtype), x.flatten(0, 1), rounded.t()).view(x.shape)
         out, rstd, lse = cross_attention_forward(query, q_weight, key, value, lengths, num_heads, qk_eps)
         ctx.save_for_backward(x, rounded, query, q_weight, rstd, key, value, lengths, lse, out)
         ctx.num_heads, ctx.weight_dtype, ctx.bias_dtype = num_heads, weight.dtype, bias.dtype
@@ -150,7 +165,7 @@ class CrossAttentionFunction(Function):
         )
         flat = dquery.flatten(0, 1)
         return (
-            torch.mm(flat, weight).view_as(x),
+            torch.mm(flat, weight).view(x.shape),
             _weight_gradient(flat, x.flatten(0, 1), ctx.weight_dtype),
             dbias.to(ctx.bias_dtype),
             dq_weight.to(q_weight.dtype),
@@ -170,7 +185,8 @@ class GatedConvLinear(Function):
         ctx: Any, x: Tensor, in_bias: Tensor, taps: Tensor, bias: Tensor, weight: Tensor, height: int, width: int
     ) -> Tensor:
         """x (R, 2 M) without its bias ``in_bias``, taps (2 M, 1, 3, 3), weight (D, M) -> (R, D)."""
-        taps, rounded = taps.contiguous(), weight.to(x.dtype)
+        x, taps, rounded = x.contiguous(), taps.contiguous(), weight.to(x.dtype)
+        in_bias, bias = in_bias.contiguous(), bias.contiguous()
         gated = gated_conv_forward(x, in_bias, taps, bias, height, width)
         ctx.save_for_backward(x, in_bias, taps, bias, rounded)
         ctx.sizes, ctx.weight_dtype = (height, width), weight.dtype
@@ -195,9 +211,9 @@ class GatedTemporal(Function):
         ctx: Any, x: Tensor, u: Tensor, weight: Tensor, gate: Tensor
     ) -> Tensor:
         """x (B T H W, D); u (B, T, H W, D); weight (D, 3 D), of the frames before, at and after; gate (G, D)."""
-        rounded = weight.to(u.dtype)
+        rounded, gate = weight.to(u.dtype), _rows(gate)
         update = torch.addmm(u.flatten(0, 2), _neighbours(u), rounded.t())
-        out, _ = gate_forward(x, update, None, gate, None)
+        out, _ = gate_forward(x.contiguous(), update, None, gate, None)
         ctx.save_for_backward(u, update, rounded, gate)
         ctx.weight_dtype = weight.dtype
         return out
@@ -210,12 +226,12 @@ class GatedTemporal(Function):
         _, dupdate, dgate, _ = gate_backward(grad, None, update, None, gate, u.dtype)
         width = u.shape[-1]
         # u at a frame was read by the frame after it (first third of the weight), itself and the one before.
-        around = _neighbours(dupdate.view_as(u))
+        around = _neighbours(dupdate.view(u.shape))
         reversed_weight = torch.cat(weight.split(width, dim=1)[::-1], dim=0)  # (3 D, D)
         du = torch.addmm(dupdate, around, reversed_weight)
         thirds = _weight_gradient(around, u.flatten(0, 2), ctx.weight_dtype).view(3, width, width)
         dweight = torch.cat([thirds[2], thirds[1], thirds[0]], dim=1)
-        return grad, du.view_as(u), dweight, dgate.to(gate.dtype)
+        return grad, du.view(u.shape), dweight, dgate.to(gate.dtype)
 
 
 def _neighbours(u: Tensor) -> Tensor:
