@@ -1,6 +1,6 @@
 """One block's arithmetic by each of `model.kernels`: errors, milliseconds, memory, and where the time goes.
 
-    python experiments/speed/kernels.py OUT [--size 2b] [--minutes 9] [--only pieces errors train denoise batch4]
+    python experiments/speed/kernels.py OUT [--size 2b] [--minutes 9] [--only pieces errors train ...]
 
 Sections run in that order and each result is written to OUT/kernels.json as it comes; none is begun after the
 time limit. `--size tiny` runs the same code in a minute, on a CPU too, where `fused` is the reference.
@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import statistics
+import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -66,7 +67,8 @@ class Bench:
     def add(self, section: str, row: dict[str, Any]) -> None:
         self.record.setdefault(section, []).append(row)
         write_json(self.path, self.record)
-        print(f"{section}: {json.dumps(row)}", flush=True)
+        sys.stdout.write(f"{section}: {json.dumps(row)}\n")
+        sys.stdout.flush()
 
     def run(self, section: str, name: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> None:
         """One row; what fails is a row too, so that the others are still measured."""
@@ -78,7 +80,10 @@ class Bench:
         except torch.cuda.OutOfMemoryError as error:
             row = {"out_of_memory": str(error).split(". ")[0]}
         except Exception as error:
-            row = {"failed": f"{type(error).__name__}: {str(error)[-1500:]}", "at": traceback.format_exc(limit=-3)}
+            row = {
+                "failed": f"{type(error).__name__}: {str(error)[-1500:]}",
+                "at": traceback.format_exc(limit=-3),
+            }
         self.add(section, {**name, **row})
         gc.collect()
         if DEVICE.type == "cuda":
@@ -112,7 +117,9 @@ def ceilings() -> dict[str, Any]:
     size = 8192 if DEVICE.type == "cuda" else 256
     a, b = (torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
     product = milliseconds(lambda: a @ b, 10)
-    source = torch.empty(2**30 if DEVICE.type == "cuda" else 2**20, device=DEVICE, dtype=torch.bfloat16).normal_()
+    source = torch.empty(
+        2**30 if DEVICE.type == "cuda" else 2**20, device=DEVICE, dtype=torch.bfloat16
+    ).normal_()
     target = torch.empty_like(source)
     copy = milliseconds(lambda: target.copy_(source), 10)
     return {
@@ -122,12 +129,13 @@ def ceilings() -> dict[str, Any]:
 
 
 def products(size: str, bench: Bench) -> None:
-    """The projections of a block, forward, gradient of the input, gradient of the weight, as a step has them."""
+    """The projections of a block as a step has them: forward, gradients of the input and of the weight."""
     frames, height, width = GRIDS[size]
     rows, dim = frames * height * width, SIZES[size]["width"]
     shapes = {"qkv": (dim, 3 * dim), "out": (dim, dim), "expand": (dim, 6 * dim), "project": (3 * dim, dim),
         "temporal": (3 * dim, dim)}  # fmt: skip
     for name, (inner, outer) in shapes.items():
+
         def measure(inner: int = inner, outer: int = outer) -> dict[str, Any]:
             x = torch.randn(rows, inner, device=DEVICE, dtype=torch.bfloat16)
             weight = torch.randn(outer, inner, device=DEVICE, dtype=torch.bfloat16)
@@ -138,11 +146,10 @@ def products(size: str, bench: Bench) -> None:
                 "weight_bf16_ms": milliseconds(lambda: torch.mm(grad.t(), x)),
             }
             if DEVICE.type == "cuda":
-                times["weight_fp32_ms"] = milliseconds(
-                    lambda: torch.mm(grad.t(), x, out_dtype=torch.float32)
-                )
+                times["weight_fp32_ms"] = milliseconds(lambda: torch.mm(grad.t(), x, out_dtype=torch.float32))
             flops = 2 * rows * inner * outer
             return {**times, "forward_tflops": flops / times["forward_ms"] / 1e9}
+
         bench.run("products", {"product": name, "inner": inner, "outer": outer}, measure)
 
 
@@ -150,9 +157,14 @@ def products(size: str, bench: Bench) -> None:
 
 
 def _piece(
-    fused: Callable[..., Any], reference: Callable[..., Any], inputs: list[Tensor], wanted: list[int], mib: float
+    fused: Callable[..., Any],
+    reference: Callable[..., Any],
+    inputs: list[Tensor],
+    wanted: list[int],
+    mib: float,
 ) -> dict[str, Any]:
     """Errors of both against float32, times of both forward and both ways; MiB is what must be moved."""
+
     def both(function: Callable[..., Any], dtype: torch.dtype | None) -> tuple[Tensor, list[Tensor]]:
         given = [x if dtype is None or not x.is_floating_point() else x.to(dtype) for x in inputs]
         given = [x.detach().requires_grad_(i in wanted) for i, x in enumerate(given)]
@@ -172,17 +184,19 @@ def _piece(
         row[f"{name}_error"] = rel(out, exact)
         row[f"{name}_gradient_errors"] = [rel(a, b) for a, b in zip(grads, exact_grads, strict=True)]
         del out, grads
-        leaves = [x.detach().requires_grad_(i in wanted) for i, x in enumerate(inputs)]
-
-        def forward(function: Callable[..., Any] = function, leaves: list[Tensor] = leaves) -> Tensor:
-            return function(*leaves)
-
-        with torch.no_grad():
-            row[f"{name}_forward_ms"] = milliseconds(forward)
-        grad = torch.randn_like(forward())
-        row[f"{name}_both_ms"] = milliseconds(lambda: torch.autograd.grad(
-            forward(), [leaves[i] for i in wanted], grad))  # fmt: skip
+        row |= _times(name, function, inputs, wanted)
     return row
+
+
+def _times(
+    name: str, function: Callable[..., Any], inputs: list[Tensor], wanted: list[int]
+) -> dict[str, float]:
+    leaves = [x.detach().requires_grad_(i in wanted) for i, x in enumerate(inputs)]
+    with torch.no_grad():
+        forward = milliseconds(lambda: function(*leaves))
+    grad = torch.randn_like(function(*leaves))
+    both = milliseconds(lambda: torch.autograd.grad(function(*leaves), [leaves[i] for i in wanted], grad))
+    return {f"{name}_forward_ms": forward, f"{name}_both_ms": both}
 
 
 def pieces(size: str, bench: Bench) -> None:
@@ -220,17 +234,22 @@ def pieces(size: str, bench: Bench) -> None:
         return fused.LinearAttentionFunction.apply(qkv, q_weight, k_weight, cos, sin, heads, 1e-5, 1e-8)
 
     bench.run("pieces", {"piece": "linear attention"}, lambda: _piece(
-        linear_fused, linear, [half(1, rows, 3 * dim), full(dim), full(dim)], [0, 1, 2], 19 * unit))  # fmt: skip
+        linear_fused, linear, [half(1, rows, 3 * dim), full(dim), full(dim)], [0, 1, 2],
+        19 * unit))  # fmt: skip
 
     lengths = torch.tensor([context * 2 // 3], dtype=torch.int32, device=DEVICE)
     mask = (torch.arange(context, device=DEVICE) < lengths[:, None])[:, None, None]
 
-    def cross(x: Tensor, weight: Tensor, bias: Tensor, q_weight: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def cross(
+        x: Tensor, weight: Tensor, bias: Tensor, q_weight: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor:
         query = F.linear(x, weight, bias)
         query = F.rms_norm(query.float(), (dim,), q_weight.float(), 1e-6).to(x.dtype)
         query, key, value = (each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in (query, key, value))
         additive = torch.where(mask, 0.0, -10000.0).to(x.dtype)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=additive).transpose(1, 2).flatten(2)
+        return (
+            F.scaled_dot_product_attention(query, key, value, attn_mask=additive).transpose(1, 2).flatten(2)
+        )
 
     def cross_fused(*inputs: Tensor) -> Tensor:
         return fused.CrossAttentionFunction.apply(*inputs, lengths, heads, 1e-6)
@@ -249,7 +268,14 @@ def pieces(size: str, bench: Bench) -> None:
     given = [half(rows, 2 * hidden), half(2 * hidden), half(2 * hidden, 1, 3, 3) / 3, half(2 * hidden),
         half(dim, hidden) / hidden**0.5]  # fmt: skip
     before = gated_conv._CHANNELS, gated_conv._WARPS, gated_conv._PAIRS
-    for channels, warps, pairs in ((128, 2, 4), (256, 4, 4), (64, 1, 4), (256, 2, 4), (128, 1, 4), (128, 2, 11)):
+    for channels, warps, pairs in (
+        (128, 2, 4),
+        (256, 4, 4),
+        (64, 1, 4),
+        (256, 2, 4),
+        (128, 1, 4),
+        (128, 2, 11),
+    ):
         gated_conv._CHANNELS, gated_conv._WARPS, gated_conv._PAIRS = channels, warps, pairs
         bench.run("pieces", {"piece": "gated convolution with its projection", "channels": channels,
             "warps": warps, "pairs": pairs}, lambda: _piece(
@@ -328,6 +354,8 @@ def errors(size: str, bench: Bench, num_inputs: int, ways: Sequence[Kernels]) ->
     rows: dict[str, list[dict[str, Any]]] = {}
 
     def gradients(kernels: Kernels, seed: int, use_half: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        # As training allows it; float32 that others are held against has no TF32.
+        torch.set_float32_matmul_precision("high" if use_half else "highest")
         model.set_kernels(kernels)
         model.set_recompute("full")
         model.zero_grad(set_to_none=True)
@@ -342,7 +370,9 @@ def errors(size: str, bench: Bench, num_inputs: int, ways: Sequence[Kernels]) ->
         row: dict[str, Any] = {}
         for kernels in ways:
             out, found = gradients(kernels, seed, True)
-            relative = {name: float((found[name] - truth[name]).norm() / truth[name].norm()) for name in truth}
+            relative = {
+                name: float((found[name] - truth[name]).norm() / truth[name].norm()) for name in truth
+            }
             row[kernels] = {
                 "output": float((out - exact).norm() / exact.norm()),
                 "median_layer": statistics.median(relative.values()),
@@ -355,14 +385,18 @@ def errors(size: str, bench: Bench, num_inputs: int, ways: Sequence[Kernels]) ->
     for seed in range(num_inputs):
         bench.run("errors", {"seed": seed}, lambda seed=seed: measure(seed))
     if "reference" in rows:
+
         def median(kernels: str, name: str) -> float:
             return statistics.median(each[name] for each in rows[kernels])
 
         for kernels in rows.keys() - {"reference"}:
-            ratios = {name: median(kernels, name) / median("reference", name) for name in rows["reference"][0]}
+            ratios = {
+                name: median(kernels, name) / median("reference", name) for name in rows["reference"][0]
+            }
             worst = sorted(ratios.items(), key=lambda each: -each[1])[:8]
             bench.add("error_ratios", {"kernels": kernels, "output": ratios["output"],
-                "median": statistics.median(ratios.values()), "over_1.1": sum(r > 1.1 for r in ratios.values()),
+                "median": statistics.median(ratios.values()),
+                "over_1.1": sum(r > 1.1 for r in ratios.values()),
                 "of": len(ratios), "worst": worst})  # fmt: skip
 
 
@@ -391,7 +425,12 @@ def breakdown(work: Callable[[], Any]) -> dict[str, Any]:
 
 
 def training(
-    model: SanaVideoDiT, size: str, batch: int, kernels: Kernels, policy: Recompute, optimiser: torch.optim.Optimizer
+    model: SanaVideoDiT,
+    size: str,
+    batch: int,
+    kernels: Kernels,
+    policy: Recompute,
+    optimiser: torch.optim.Optimizer,
 ) -> dict[str, Any]:
     """A step with its optimiser: milliseconds, those of forward and backward alone, peak GiB, breakdown."""
     model.set_kernels(kernels)
@@ -426,16 +465,22 @@ def denoising(model: SanaVideoDiT, size: str, kernels: Kernels) -> dict[str, Any
     latents, t, context, mask = sample(model, size, 2, 0)
     with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16):
         state: CaptionState = model.prepare(context, mask)
-        forward: Callable[[], Tensor] = lambda: model(latents, t, state)  # noqa: E731
+
+        def forward() -> Tensor:
+            return model(latents, t, state)
+
         spent = milliseconds(forward)
         return {"denoise_ms": spent, **breakdown(forward)}
 
 
 def network(size: str, bench: Bench, only: Sequence[str], ways: Sequence[Kernels]) -> None:
+    torch.set_float32_matmul_precision("high")
     model = build(size)
     if "denoise" in only:
         for kernels in ways:
-            bench.run("denoise", {"kernels": kernels}, lambda kernels=kernels: denoising(model, size, kernels))
+            bench.run(
+                "denoise", {"kernels": kernels}, lambda kernels=kernels: denoising(model, size, kernels)
+            )
     fused = DEVICE.type == "cuda"
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=fused)
     plan: list[tuple[int, Kernels, Recompute]] = []
@@ -445,7 +490,9 @@ def network(size: str, bench: Bench, only: Sequence[str], ways: Sequence[Kernels
         plan += [(4, kernels, policy) for kernels, policy in itertools.product(ways, ("none", "full"))]
     for batch, kernels, policy in plan:
         name = {"batch": batch, "kernels": kernels, "recompute": policy}
-        bench.run("train", name, lambda b=batch, k=kernels, p=policy: training(model, size, b, k, p, optimiser))
+        bench.run(
+            "train", name, lambda b=batch, k=kernels, p=policy: training(model, size, b, k, p, optimiser)
+        )
         optimiser.zero_grad(set_to_none=True)
 
 
@@ -474,6 +521,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--ways", nargs="+", choices=ALL, default=ALL)
     parser.add_argument("--inputs", type=int, default=2, help="of the errors' median")
     given = parser.parse_args(arguments)
+    torch.backends.cudnn.allow_tf32 = False
     given.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(given.out, 60 * given.minutes)
     bench.record |= {"size": given.size, "grid": GRIDS[given.size]}
@@ -485,7 +533,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "errors" in given.only:
         errors(given.size, bench, given.inputs, given.ways)
     network(given.size, bench, given.only, given.ways)
-    print(table(bench.record))
+    sys.stdout.write(table(bench.record) + "\n")
 
 
 if __name__ == "__main__":

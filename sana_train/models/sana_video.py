@@ -73,7 +73,9 @@ class SanaVideoBlock(nn.Module):
         """
         # Recomputation is inside what is compiled, so that the compiler plans with it, and inside a sharded
         # block, whose weights are gathered when its backward pass begins.
-        layers = compiled(SanaVideoBlock._recomputed) if self.kernels == "compiled" else type(self)._recomputed
+        layers = (
+            compiled(SanaVideoBlock._recomputed) if self.kernels == "compiled" else type(self)._recomputed
+        )
         return layers(self, x, modulation, context, caption, mask, rope, grid)
 
     def _recomputed(self, *inputs: Any) -> Tensor:

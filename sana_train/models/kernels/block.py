@@ -59,7 +59,8 @@ def fused_block(
     qkv, rows = ModulatedLinear.apply(rows, attn_shift, attn_scale, attn.qkv.weight, dtype)
     mixed = LinearAttentionFunction.apply(
         qkv.unflatten(0, (batch, num_tokens)), attn.q_norm.weight, attn.k_norm.weight,
-        rope.cos.squeeze(1), rope.sin.squeeze(1), attn.num_heads, attn.q_norm.eps, attn.numerics.attention_eps,
+        rope.cos.squeeze(1), rope.sin.squeeze(1), attn.num_heads, attn.q_norm.eps,
+        attn.numerics.attention_eps,
     )  # fmt: skip
     rows, rounded = GatedLinear.apply(
         rows, mixed.flatten(0, 1), attn.out.weight, attn.out.bias, attn_gate, True

@@ -6,7 +6,8 @@ Gradients of keys and values are summed over queries by several programs per cap
 Legend: B batch, N video tokens, R = B N rows, S caption tokens, A heads, E head width, D = A E.
 """
 
-# ruff: noqa: ANN001, ANN202
+
+# ruff: noqa: ANN001, ANN202, ARG001
 
 from __future__ import annotations
 
@@ -174,7 +175,13 @@ def _cross_key_backward(
 
 @torch.library.custom_op("sana_train::cross_attention_forward", mutates_args=())
 def cross_attention_forward(
-    query: Tensor, q_weight: Tensor, key: Tensor, value: Tensor, lengths: Tensor, num_heads: int, qk_eps: float
+    query: Tensor,
+    q_weight: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Tensor,
+    num_heads: int,
+    qk_eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attention of RMS-normalised queries to the first keys of each clip.
 
@@ -198,14 +205,21 @@ def cross_attention_forward(
     _cross_forward[(triton.cdiv(num_tokens, _QUERIES), batch * num_heads)](
         query, q_weight, rstd, key, value, lengths, out, lse, key.stride(1), value.stride(1), num_tokens,
         key.shape[1], num_heads, head_dim, rows, head_dim**-0.5,
-        QUERIES=_QUERIES, KEYS=_KEYS, HEAD=max(16, triton.next_power_of_2(head_dim)), num_warps=8, num_stages=2,
+        QUERIES=_QUERIES, KEYS=_KEYS, HEAD=max(16, triton.next_power_of_2(head_dim)),
+        num_warps=8, num_stages=2,
     )  # fmt: skip
     return out, rstd, lse
 
 
 @cross_attention_forward.register_fake
 def _(
-    query: Tensor, q_weight: Tensor, key: Tensor, value: Tensor, lengths: Tensor, num_heads: int, qk_eps: float
+    query: Tensor,
+    q_weight: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Tensor,
+    num_heads: int,
+    qk_eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows = query.shape[0] * query.shape[1]
     rstd = query.new_empty((1, rows), dtype=torch.float32)
@@ -236,11 +250,14 @@ def cross_attention_backward(
     )  # fmt: skip
     tiles = triton.cdiv(num_keys, _KEYS)
     steps = triton.cdiv(num_tokens, _BACKWARD_QUERIES)
-    tokens = triton.cdiv(steps, max(1, min(steps, _PROGRAMS // (tiles * batch * num_heads)))) * _BACKWARD_QUERIES
+    tokens = (
+        triton.cdiv(steps, max(1, min(steps, _PROGRAMS // (tiles * batch * num_heads)))) * _BACKWARD_QUERIES
+    )
     parts = triton.cdiv(num_tokens, tokens)
     partial = grad.new_empty((2, parts, batch, num_keys, width), dtype=torch.float32)
     _cross_key_backward[(tiles, parts, batch * num_heads)](
-        grad, query, q_weight, rstd, key, value, lengths, lse, delta, partial[0], partial[1], *strides, *sizes,
+        grad, query, q_weight, rstd, key, value, lengths, lse, delta, partial[0], partial[1], *strides,
+        *sizes,
         tokens, head_dim**-0.5, QUERIES=_BACKWARD_QUERIES, KEYS=_KEYS, HEAD=head, num_warps=8, num_stages=1,
     )  # fmt: skip
     dkey, dvalue = (each.sum(0).to(key.dtype) for each in partial)

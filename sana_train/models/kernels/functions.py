@@ -1,4 +1,4 @@
-"""The block's parts as differentiable functions that keep little: projections together with what is around them.
+"""The block's parts as differentiable functions that keep little: projections with what is around them.
 
 Every function computes its matrix products in the dtype it is given, whatever autocast says, and returns
 weights' gradients in float32 where the weights are float32, straight from the product's accumulators.
@@ -182,7 +182,14 @@ class GatedConvLinear(Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, in_bias: Tensor, taps: Tensor, bias: Tensor, weight: Tensor, height: int, width: int
+        ctx: Any,
+        x: Tensor,
+        in_bias: Tensor,
+        taps: Tensor,
+        bias: Tensor,
+        weight: Tensor,
+        height: int,
+        width: int,
     ) -> Tensor:
         """x (R, 2 M) without its bias ``in_bias``, taps (2 M, 1, 3, 3), weight (D, M) -> (R, D)."""
         x, taps, rounded = x.contiguous(), taps.contiguous(), weight.to(x.dtype)
@@ -210,7 +217,7 @@ class GatedTemporal(Function):
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, u: Tensor, weight: Tensor, gate: Tensor
     ) -> Tensor:
-        """x (B T H W, D); u (B, T, H W, D); weight (D, 3 D), of the frames before, at and after; gate (G, D)."""
+        """x (B T H W, D), u (B, T, H W, D), weight (D, 3 D) of frames before, at and after, gate (G, D)."""
         rounded, gate = weight.to(u.dtype), _rows(gate)
         update = torch.addmm(u.flatten(0, 2), _neighbours(u), rounded.t())
         out, _ = gate_forward(x.contiguous(), update, None, gate, None)

@@ -10,7 +10,8 @@ Sums over positions are added in a fixed order.
 Legend: F frames of all clips, H/W rows/columns, M hidden width; x has 2 M channels.
 """
 
-# ruff: noqa: ANN001, ANN202
+
+# ruff: noqa: ANN001, ANN202, ARG001
 
 from __future__ import annotations
 
@@ -82,7 +83,7 @@ def _gated_conv(
     # Sums of columns that are not complete: of the one being left, and of the next.
     v_left0, v_left1, v_here0, v_here1 = v_bias, v_bias, v_bias, v_bias
     g_left0, g_left1, g_here0, g_here1 = g_bias, g_bias, g_bias, g_bias
-    for column in range(0, width + 1):
+    for column in range(width + 1):
         is_column = column < width
         offset = column * wide
         a0 = _active(x0_pointer + offset, v_in, known0 & is_column)
@@ -154,7 +155,7 @@ def _conv_backward(
     zero = tl.zeros([CHANNELS], tl.float32)
     s00, s01, s02, s10, s11, s12, s20, s21, s22 = zero, zero, zero, zero, zero, zero, zero, zero, zero
     dbias, din_bias = zero, zero
-    for pair in range(0, PAIRS):
+    for pair in range(PAIRS):
         top = (part * PAIRS + pair) * 2
         start = (frame * height + top) * line + channel
         is_row1, is_row2 = known & (top < height), known & (top + 1 < height)
@@ -164,7 +165,7 @@ def _conv_backward(
         here0, slope0 = _active_and_slope(x_pointer + start, half_bias, is_row1)
         here1, slope1 = _active_and_slope(x_pointer + start + line, half_bias, is_row2)
         left0, left1, mid0, mid1 = zero, zero, zero, zero
-        for column in range(0, width + 1):
+        for column in range(width + 1):
             place = column * channels
             is_next, is_column = column + 1 < width, column < width
             after = x_pointer + start + place + channels

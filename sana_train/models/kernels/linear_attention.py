@@ -1,4 +1,4 @@
-"""Linear self-attention from packed projections: RMS norm, ReLU, rotation and both sums without a copy of any.
+"""Linear self-attention from packed projections: RMS norm, ReLU, rotation and both sums, without copies.
 
 Queries, keys and values are read where the projection wrote them. What the backward pass needs beside them is
 a number per token and a matrix per head: everything else is computed again. Matrix products take operands in
@@ -8,7 +8,8 @@ Legend: B batch, N tokens, R = B N rows, A heads, E head width, D = A E; tokens 
 programs, P of them to a head.
 """
 
-# ruff: noqa: ANN001, ANN202
+
+# ruff: noqa: ANN001, ANN202, ARG001
 
 from __future__ import annotations
 
@@ -93,9 +94,7 @@ def _linear_summarise(
         value = tl.load(place, mask=inside, other=0.0)
         summary += dot(tl.trans(turned.to(value.dtype)), value)
         total += tl.sum(positive, axis=0)
-    _store_partial(
-        summary_pointer, total_pointer, summary, total, part * tl.num_programs(1) + slot, HEAD
-    )
+    _store_partial(summary_pointer, total_pointer, summary, total, part * tl.num_programs(1) + slot, HEAD)
 
 
 @triton.jit
@@ -133,9 +132,7 @@ def _store_gradient(
     weight = tl.load(weight_pointer + head * head_dim + column, mask=column < head_dim, other=0.0)
     grad = grad.to(grad_pointer.dtype.element_ty)
     inside = is_token[:, None] & (column < head_dim)[None, :]
-    tl.store(
-        grad_pointer + row[:, None] * stride + head * head_dim + column[None, :], grad, mask=inside
-    )
+    tl.store(grad_pointer + row[:, None] * stride + head * head_dim + column[None, :], grad, mask=inside)
     along = tl.sum(grad.to(tl.float32) * weight.to(tl.float32)[None, :] * x, axis=1)
     tl.store(along_pointer + head * num_rows + row, along, mask=is_token)
 
@@ -275,7 +272,7 @@ def linear_attention_forward(
 
     Returns:
         (B, N, D) in the dtype of ``qkv``, and for the backward pass: (2, R) float32 reciprocal RMS of
-        queries and keys, and with E padded (B A, E, E) summary in the dtype of ``qkv``, (B A, E) float32 total.
+        queries and keys; with E padded, (B A, E, E) summary in the dtype of ``qkv``, (B A, E) float32 total.
     """
     batch, num_tokens, width = qkv.shape
     width //= 3

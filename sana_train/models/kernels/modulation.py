@@ -7,7 +7,8 @@ Legend: R rows = tokens of all clips, G groups of rows that share a modulation (
 D width.
 """
 
-# ruff: noqa: ANN001, ANN202
+
+# ruff: noqa: ANN001, ANN202, ARG001
 
 from __future__ import annotations
 
@@ -52,7 +53,9 @@ def _norm_backward(
     column = tl.arange(0, BLOCK)
     inside = column < width
     shift = tl.load(shift_pointer + group * shift_stride + column, mask=inside, other=0.0).to(tl.float32)
-    scale = tl.load(scale_pointer + group * scale_stride + column, mask=inside, other=0.0).to(tl.float32) + 1.0
+    scale = (
+        tl.load(scale_pointer + group * scale_stride + column, mask=inside, other=0.0).to(tl.float32) + 1.0
+    )
     dshift = tl.zeros([BLOCK], tl.float32)
     dscale = tl.zeros([BLOCK], tl.float32)
     first = tile * ROWS
@@ -165,7 +168,9 @@ def norm_forward(
 
 
 @norm_forward.register_fake
-def _(x: Tensor, shift: Tensor, scale: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
     out = x.new_empty(x.shape, dtype=dtype)
     return out, torch.empty_like(out), x.new_empty(x.shape[0], dtype=torch.float32)
 

@@ -1,6 +1,7 @@
 """What Triton's interpreter, by which tests run the kernels without a GPU, does in another way."""
 
-# ruff: noqa: ANN001, ANN202
+
+# ruff: noqa: ANN001, ANN201
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 Legend: R rows, D width of a norm, P norms side by side in a row.
 """
 
+
 # ruff: noqa: ANN001, ANN202
 
 from __future__ import annotations

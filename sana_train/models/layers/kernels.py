@@ -22,7 +22,7 @@ _HALF = (torch.bfloat16, torch.float16)
 
 
 def allow_shapes() -> None:
-    """Let torch compile a graph for each shape: at 8 it falls back to eager for good, and buckets may be more."""
+    """A graph for each shape: at 8 torch falls back to eager for good, and buckets may be more."""
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, _MAX_SHAPES)
 

@@ -1,4 +1,4 @@
-"""Each fused function against plain PyTorch in float64: values and gradients, at sizes that divide nothing."""
+"""Each fused function against plain PyTorch in float64: values and gradients, at odd sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole DiT by each way of ``kernels``: the reference's results, whatever is recomputed, cached or ragged."""
+"""The DiT by each way of ``kernels``: the reference's results, whatever is recomputed, cached or ragged."""
 
 from __future__ import annotations
 

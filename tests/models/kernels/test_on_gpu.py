@@ -31,7 +31,9 @@ def batch(model: SanaVideoDiT, grid: tuple[int, int, int], size: int, seed: int)
     return latents, torch.rand(size, generator=rng, device="cuda"), context, mask
 
 
-def loss_of(model: SanaVideoDiT, inputs: tuple[Tensor, ...], *, use_half: bool = True) -> tuple[Tensor, Tensor]:
+def loss_of(
+    model: SanaVideoDiT, inputs: tuple[Tensor, ...], *, use_half: bool = True
+) -> tuple[Tensor, Tensor]:
     latents, t, context, mask = inputs
     with torch.autocast("cuda", torch.bfloat16, enabled=use_half):
         velocity = model(latents, t, model.prepare(context, mask))
@@ -50,7 +52,9 @@ def test_rounding_is_near_the_plain_networks(make_dit, size: str) -> None:
     for seed in range(5):
         inputs = batch(model, grid, 1, seed)
 
-        def gradients(kernels: Kernels, use_half: bool, inputs: tuple[Tensor, ...] = inputs) -> dict[str, Tensor]:
+        def gradients(
+            kernels: Kernels, use_half: bool, inputs: tuple[Tensor, ...] = inputs
+        ) -> dict[str, Tensor]:
             model.set_kernels(kernels)
             model.zero_grad(set_to_none=True)
             velocity, loss = loss_of(model, inputs, use_half=use_half)
