@@ -7,7 +7,7 @@ F = number of noise times per clip: 1, or T when every frame has its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -199,7 +199,7 @@ class SanaVideoDiT(nn.Module):
         if torch.is_grad_enabled() or self._is_sharded:
             return CaptionState(context, mask)
         return CaptionState(
-            context, mask, tuple(block.cross_attn.keys_and_values(context) for block in self.blocks)
+            context, mask, tuple(block.cross_attn.keys_and_values(context) for block in self._blocks)
         )
 
     def forward(
@@ -235,7 +235,7 @@ class SanaVideoDiT(nn.Module):
 
     def set_recompute(self, policy: Recompute) -> None:
         """What the backward pass of every block computes again: memory for time, results unchanged."""
-        for block in self.blocks:
+        for block in self._blocks:
             block.recompute = policy
 
     def set_kernels(self, kernels: Kernels) -> None:
@@ -250,13 +250,17 @@ class SanaVideoDiT(nn.Module):
                 "implementation's rounding take kernels=compiled or reference"
             )
         self._kernels: Kernels = kernels
-        for block in self.blocks:
+        for block in self._blocks:
             block.kernels = kernels
+
+    @property
+    def _blocks(self) -> Sequence[SanaVideoBlock]:
+        return self.blocks  # type: ignore[return-value]
 
     @property
     def _is_sharded(self) -> bool:
         """Whether a block's weights are there only while it computes."""
-        return isinstance(self.blocks[0].cross_attn.kv.weight, DTensor)
+        return isinstance(self._blocks[0].cross_attn.kv.weight, DTensor)
 
     def _token_grid(self, latents: Tensor) -> tuple[int, int, int]:
         if latents.ndim != 5 or latents.shape[1] != self.latent_channels:

@@ -10,6 +10,10 @@ programs, P of them to a head.
 
 
 # ruff: noqa: ANN001, ANN202, ARG001
+# To a type checker Triton's language is no Python.
+# pyright: reportMissingImports=false, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
+# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+# pyright: reportReturnType=false
 
 from __future__ import annotations
 

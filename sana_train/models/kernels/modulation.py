@@ -9,6 +9,10 @@ D width.
 
 
 # ruff: noqa: ANN001, ANN202, ARG001
+# To a type checker Triton's language is no Python.
+# pyright: reportMissingImports=false, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
+# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+# pyright: reportReturnType=false
 
 from __future__ import annotations
 

@@ -2,6 +2,10 @@
 
 
 # ruff: noqa: ANN001, ANN201
+# To a type checker Triton's language is no Python.
+# pyright: reportMissingImports=false, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
+# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+# pyright: reportReturnType=false
 
 from __future__ import annotations
 

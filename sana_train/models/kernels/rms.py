@@ -5,6 +5,10 @@ Legend: R rows, D width of a norm, P norms side by side in a row.
 
 
 # ruff: noqa: ANN001, ANN202
+# To a type checker Triton's language is no Python.
+# pyright: reportMissingImports=false, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
+# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+# pyright: reportReturnType=false
 
 from __future__ import annotations
 
