@@ -78,10 +78,8 @@ class Parts:
         missing = [
             name for name, argument in wanted.items() if argument.required and name not in self.cfg.task
         ]
-        node = self.cfg.task
-        if self.is_sharded and "compile_mode" in node:
-            node = {**node, "compile_mode": "none"}  # of the whole loss; see `sharding`
-        task = instantiate(node, **{name: getattr(self, name) for name in missing})
+        self._require_one_compiler()
+        task = instantiate(self.cfg.task, **{name: getattr(self, name) for name in missing})
         recompute = self.cfg.trainer.recompute
         if isinstance(task.model, SanaVideoDiT):
             task.model.set_recompute(recompute)
@@ -97,6 +95,27 @@ class Parts:
             )
         return task
 
+    def _require_one_compiler(self) -> None:
+        """``task.compile_mode`` compiles the whole loss, ``model.kernels=compiled`` each block of the DiT.
+
+        Raises:
+            ValueError: the whole loss is to be compiled where only blocks can, or both.
+        """
+        mode, trainer = self.cfg.task.get("compile_mode", "none"), self.cfg.trainer
+        if mode == "none":
+            return
+        if self.is_sharded:
+            raise ValueError(
+                f"task.compile_mode={mode} compiles the whole loss, and trainer.strategy={trainer.strategy} "
+                "gathers each block's weights as it computes; set task.compile_mode=none and, for compiled "
+                "blocks, model.kernels=compiled"
+            )
+        if (self.cfg.model or {}).get("kernels", "reference") == "compiled":
+            raise ValueError(
+                f"task.compile_mode={mode} compiles the whole loss, model.kernels=compiled each block of it; "
+                "set one of them: task.compile_mode=none or model.kernels=reference"
+            )
+
     @property
     def is_sharded(self) -> bool:
         """Whether the trained model is spread over ranks; ``model`` then has no memory of its own."""
@@ -111,13 +130,9 @@ class Parts:
         """
         if not self.is_sharded:
             return None
-        trainer, mode = self.cfg.trainer, self.cfg.task.get("compile_mode", "none")
+        self._require_one_compiler()
+        trainer = self.cfg.trainer
         where = f"trainer.strategy={trainer.strategy}"
-        if mode == "reduce-overhead":
-            raise ValueError(
-                f"{where} gathers weights into other memory in every step, which CUDA graphs cannot follow; "
-                "set task.compile_mode=default, which compiles each block"
-            )
         if self.cfg.training.optimiser == "muon":
             raise ValueError(
                 f"{where} leaves each rank some rows of a matrix, and Muon needs all of it at once; set "
@@ -126,7 +141,7 @@ class Parts:
         ranks = None
         if trainer.strategy == "hsdp":
             ranks = trainer.shard_ranks or self._ranks_per_node()
-        return Sharding(self._fill, ranks, mode)
+        return Sharding(self._fill, ranks)
 
     def _ranks_per_node(self) -> int:
         devices = self.cfg.trainer.devices

@@ -7,16 +7,18 @@ F = number of noise times per clip: 1, or T when every frame has its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from sana_train.models.layers.cross_attention import CrossAttention
 from sana_train.models.layers.embeddings import CaptionEmbed, PatchEmbed, TimeEmbed
+from sana_train.models.layers.kernels import Kernels, compiled, fused_dtype
 from sana_train.models.layers.linear_attention import LinearAttention
 from sana_train.models.layers.mix_ffn import MixFFN
 from sana_train.models.layers.norms import RMSNorm, gated_residual, modulated_norm
@@ -30,14 +32,21 @@ MAX_TIMESTEP = 1000.0
 
 
 class CaptionState(NamedTuple):
-    """A caption ready for every block: context (B, S, D), mask (B, S) bool."""
+    """A caption ready for every block: context (B, S, D), mask (B, S) bool.
+
+    Without gradients also every block's keys and values (B, S, D), which no step of a sampler changes.
+    """
 
     context: Tensor
     mask: Tensor
+    keys_and_values: tuple[tuple[Tensor, Tensor], ...] | None = None
 
 
 class SanaVideoBlock(nn.Module):
     """Modulated linear attention, plain cross-attention, modulated Mix-FFN."""
+
+    kernels: Kernels = "reference"
+    recompute: Recompute = "none"
 
     def __init__(
         self, width: int, num_heads: int, cross_num_heads: int, hidden: int, numerics: Numerics
@@ -53,15 +62,47 @@ class SanaVideoBlock(nn.Module):
         x: Tensor,
         modulation: Tensor,
         context: Tensor,
-        bias: Tensor,
+        caption: tuple[Tensor, Tensor] | None,
+        mask: Tensor,
         rope: Rotation,
         grid: tuple[int, int, int],
     ) -> Tensor:
-        """x (B, N, D), modulation (B, F, 6, D), context (B, S, D), bias (B, 1, 1, S) -> (B, N, D)."""
+        """x (B, N, D), modulation (B, F, 6, D), context (B, S, D), mask (B, S) -> (B, N, D).
+
+        ``caption`` is what ``cross_attn`` makes of the context, if that is known.
+        """
+        # Recomputation is inside what is compiled, so that the compiler plans with it, and inside a sharded
+        # block, whose weights are gathered when its backward pass begins.
+        layers = (
+            compiled(SanaVideoBlock._recomputed) if self.kernels == "compiled" else type(self)._recomputed
+        )
+        return layers(self, x, modulation, context, caption, mask, rope, grid)
+
+    def _recomputed(self, *inputs: Any) -> Tensor:
+        return recomputed(self.recompute, self._layers, *inputs)
+
+    def _layers(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        context: Tensor,
+        caption: tuple[Tensor, Tensor] | None,
+        mask: Tensor,
+        rope: Rotation,
+        grid: tuple[int, int, int],
+    ) -> Tensor:
+        if caption is None:
+            caption = self.cross_attn.keys_and_values(context)
+        dtype = fused_dtype(x, self.self_attn.qkv.weight) if self.kernels == "fused" else None
+        if dtype is not None:
+            from sana_train.models.kernels.block import fused_block  # Triton comes with GPU builds only
+
+            return fused_block(self, x, modulation, caption, mask, rope, grid, dtype)
         table = (self.scale_shift_table + modulation).unsqueeze(3)  # (B, F, 6, 1, D)
         attn_shift, attn_scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = table.unbind(2)
         x = gated_residual(x, self.self_attn(modulated_norm(x, attn_shift, attn_scale), rope), attn_gate)
-        x = x + self.cross_attn(x, context, bias)  # no norm, no gate
+        bias = torch.where(mask, 0.0, MASKED_BIAS)[:, None, None]  # (B, 1, 1, S)
+        x = x + self.cross_attn(x, caption, bias)  # no norm, no gate
         return gated_residual(x, self.ffn(modulated_norm(x, ffn_shift, ffn_scale), grid), ffn_gate)
 
 
@@ -95,6 +136,9 @@ class SanaVideoDiT(nn.Module):
         caption_norm_init: initial weight of the caption's RMS norm.
         compat: whose rounding, epsilons and timesteps to reproduce; ``none`` has continuous time and
             float32 attention (TF32 where torch allows it).
+        kernels: by what blocks compute: ``reference``, plain PyTorch; ``compiled``, each block through
+            torch.compile; ``fused``, Triton kernels on a CUDA device in bfloat16 or float16, elsewhere
+            the reference. Needs ``compat=none`` if fused.
     """
 
     null_context: Tensor
@@ -112,6 +156,7 @@ class SanaVideoDiT(nn.Module):
         max_tokens: int,
         caption_norm_init: float = 0.01,
         compat: Compat = "none",
+        kernels: Kernels = "reference",
     ) -> None:
         super().__init__()
         if len(patch_size) != 3:
@@ -127,7 +172,6 @@ class SanaVideoDiT(nn.Module):
         self.mlp_ratio = mlp_ratio
         self.caption_norm_init = caption_norm_init
         self.numerics = numerics = NUMERICS[compat]
-        self._recompute: Recompute = "none"
         self.patch_embed = PatchEmbed(latent_channels, self.patch_size, width)
         self.time_embed = TimeEmbed(width)
         self.time_modulation = nn.Linear(width, 6 * width)
@@ -142,10 +186,21 @@ class SanaVideoDiT(nn.Module):
         # caption; never trained.
         self.register_buffer("null_context", torch.empty(max_tokens, caption_dim))
         self.reset_parameters()
+        self.set_kernels(kernels)
 
     def prepare(self, context: Tensor, mask: Tensor) -> CaptionState:
         """Caption work done once per sample: (B, S, caption_dim), (B, S) bool -> state."""
-        return CaptionState(self.caption_norm(self.caption_embed(context)), mask.bool())
+        mask = mask.bool()
+        if self._kernels == "fused":  # which reads the first tokens of a caption; their order has no meaning
+            order = mask.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
+            mask = mask.gather(1, order)
+            context = context.gather(1, order.unsqueeze(-1).expand_as(context))
+        context = self.caption_norm(self.caption_embed(context))
+        if torch.is_grad_enabled() or self._is_sharded:
+            return CaptionState(context, mask)
+        return CaptionState(
+            context, mask, tuple(block.cross_attn.keys_and_values(context) for block in self._blocks)
+        )
 
     def forward(
         self, latents: Tensor, t: Tensor, state: CaptionState, positions: Tensor | None = None
@@ -165,9 +220,11 @@ class SanaVideoDiT(nn.Module):
         time = self.time_embed(self._timestep(t, grid[0]))  # (B, F, D)
         modulation = self.time_modulation(F.silu(time)).unflatten(-1, (6, -1))  # (B, F, 6, D)
         x = self.patch_embed(latents)  # (B, N, D)
-        bias = torch.where(state.mask, 0.0, MASKED_BIAS)[:, None, None]  # (B, 1, 1, S)
-        for block in self.blocks:
-            x = recomputed(self._recompute, block, x, modulation, state.context, bias, rope, grid)
+        # Keys and values that were made without gradients do not serve where gradients are wanted.
+        captions = None if torch.is_grad_enabled() else state.keys_and_values
+        for index, block in enumerate(self.blocks):
+            caption = None if captions is None else captions[index]
+            x = block(x, modulation, state.context, caption, state.mask, rope, grid)
         x = self.final_layer(x, time)
         frames, height, width = grid
         p, q, r = self.patch_size
@@ -178,7 +235,32 @@ class SanaVideoDiT(nn.Module):
 
     def set_recompute(self, policy: Recompute) -> None:
         """What the backward pass of every block computes again: memory for time, results unchanged."""
-        self._recompute = policy
+        for block in self._blocks:
+            block.recompute = policy
+
+    def set_kernels(self, kernels: Kernels) -> None:
+        """By what every block computes; weights and their names stay.
+
+        Raises:
+            ValueError: fused kernels, which round in their own way, and ``compat``, which asks for another's.
+        """
+        if kernels == "fused" and self.numerics != NUMERICS["none"]:
+            raise ValueError(
+                "kernels=fused rounds in its own way, so it needs compat=none; to keep another "
+                "implementation's rounding take kernels=compiled or reference"
+            )
+        self._kernels: Kernels = kernels
+        for block in self._blocks:
+            block.kernels = kernels
+
+    @property
+    def _blocks(self) -> Sequence[SanaVideoBlock]:
+        return self.blocks  # type: ignore[return-value]
+
+    @property
+    def _is_sharded(self) -> bool:
+        """Whether a block's weights are there only while it computes."""
+        return isinstance(self._blocks[0].cross_attn.kv.weight, DTensor)
 
     def _token_grid(self, latents: Tensor) -> tuple[int, int, int]:
         if latents.ndim != 5 or latents.shape[1] != self.latent_channels:

@@ -35,12 +35,10 @@ class Sharding:
         fill: writes the initial weights into a model whose memory is there, sharded or not.
         ranks_per_copy: neighbouring ranks that share one copy, with gradients averaged over the copies;
             None: all share one.
-        compile_mode: ``torch.compile`` mode of each block, or ``none``.
     """
 
     fill: Callable[[nn.Module], object]
     ranks_per_copy: int | None = None
-    compile_mode: str = "none"
 
 
 def device_mesh(device_type: str, world_size: int, ranks_per_copy: int | None) -> DeviceMesh:
@@ -88,8 +86,6 @@ def sharded_copy(
         cast_forward_inputs=False,
     )
     for block in shared.blocks:
-        if sharding.compile_mode != "none":
-            block.compile(mode=sharding.compile_mode, dynamic=False)
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard([shared.caption_embed, shared.caption_norm], mesh=mesh, mp_policy=policy)
     fully_shard(shared, mesh=mesh, mp_policy=policy)

@@ -40,11 +40,12 @@ def train(
     is_killed: bool = False,
     ranks_per_copy: int | None = None,
     recompute: str = "none",
-    compile_mode: str = "none",
+    kernels: str = "reference",
 ) -> None:
     """Every rank accumulates two micro-batches to the global batch of 8; a group starts at step 5."""
     task = make_task(kept_start_step=5)
     task.model.set_recompute(recompute)  # type: ignore[operator]
+    task.model.set_kernels(kernels)  # type: ignore[operator]
     launch(
         run_dir,
         max_steps=NUM_STEPS,
@@ -58,7 +59,6 @@ def train(
         clip_norm=CLIP_NORM,
         strategy=strategy,
         ranks_per_copy=ranks_per_copy,
-        block_compile_mode=compile_mode,
     )
 
 
@@ -94,12 +94,19 @@ def test_twenty_steps_of_two_ranks_are_those_of_one(strategy: str, alone: Path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("recompute", "compile_mode"), [("selective", "none"), ("full", "none"), ("selective", "default")]
+    ("recompute", "kernels"),
+    [
+        ("selective", "reference"),
+        ("full", "reference"),
+        ("none", "compiled"),
+        ("selective", "compiled"),
+        ("full", "compiled"),
+    ],
 )
 def test_sharded_blocks_may_be_recomputed_and_compiled(
-    recompute: str, compile_mode: str, alone: Path, tmp_path: Path
+    recompute: str, kernels: str, alone: Path, tmp_path: Path
 ) -> None:
-    given = ("fsdp2", False, None, recompute, compile_mode)
+    given = ("fsdp2", False, None, recompute, kernels)
     assert exit_codes(train, tmp_path / "both", 2, *given, limit_s=200) == [0, 0]
     assert_equal_runs(tmp_path / "both", alone)
 

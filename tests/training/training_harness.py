@@ -133,7 +133,6 @@ def launch(
     deterministic: bool = False,
     strategy: StrategyName = "ddp",
     ranks_per_copy: int | None = None,
-    block_compile_mode: str = "none",
     stall_s: float | None = None,
 ) -> TrainingShell:
     """Train from the run's last checkpoint up to ``max_steps``, in steps of 8 clips."""
@@ -148,7 +147,7 @@ def launch(
         whole, empty = task.model, copy.deepcopy(task.model).to("meta")
         groups = groups_of(empty, whole, task.parameter_groups())
         task.model, task.parameter_groups = empty, lambda: groups  # type: ignore[method-assign]
-        sharding = Sharding(partial(fill, state=whole.state_dict()), ranks_per_copy, block_compile_mode)
+        sharding = Sharding(partial(fill, state=whole.state_dict()), ranks_per_copy)
     shell = TrainingShell(
         task,
         seed=3,

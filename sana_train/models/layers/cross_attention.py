@@ -24,12 +24,16 @@ class CrossAttention(nn.Module):
         self.k_norm = RMSNorm(width, qk_eps)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, context: Tensor, bias: Tensor) -> Tensor:
-        """(B, N, D), (B, S, D), additive bias (B, 1, 1, S) -> (B, N, D)."""
+    def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, S, D) -> (B, S, D) normalised keys and values of a caption."""
         key, value = self.kv(context).chunk(2, dim=-1)
+        return self.k_norm(key), value
+
+    def forward(self, x: Tensor, caption: tuple[Tensor, Tensor], bias: Tensor) -> Tensor:
+        """(B, N, D), keys and values (B, S, D), additive bias (B, 1, 1, S) -> (B, N, D)."""
         query, key, value = (
             rearrange(part, "b n (a e) -> b a n e", a=self.num_heads)
-            for part in (self.q_norm(self.q(x)), self.k_norm(key), value)
+            for part in (self.q_norm(self.q(x)), *caption)
         )
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
         return self.out(rearrange(mixed, "b a n e -> b n (a e)"))

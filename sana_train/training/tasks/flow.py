@@ -7,21 +7,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch._dynamo.config
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sana_train.flow.objective import velocity_loss
 from sana_train.flow.path import noisy_latents, velocity_target
 from sana_train.flow.time_sampling import TimeSampler
+from sana_train.models.layers.kernels import allow_shapes
 from sana_train.protocols import Autoencoder, ClipSource, Denoiser, TextEncoder
 from sana_train.text.dropout import drop_captions
 from sana_train.training.tasks.inputs import caption_context, normalised_latents
 from sana_train.types import Batch
 from sana_train.utils.files import publish_directory, write_json
 from sana_train.utils.rng import SampleRng
-
-_MAX_SHAPES = 128  # of batches that are compiled for
 
 
 class FlowTask:
@@ -58,9 +56,7 @@ class FlowTask:
         self._groups = parameter_groups
         self._loss: Callable[..., Tensor] = self._plain_loss
         if compile_mode != "none":
-            # A graph for each shape: at 8 torch falls back to eager for good, and buckets may be more.
-            limits = torch._dynamo.config
-            limits.recompile_limit = max(limits.recompile_limit, _MAX_SHAPES)
+            allow_shapes()
             self._loss = torch.compile(self._plain_loss, mode=compile_mode, dynamic=False)
 
     reads: Literal["latents"] = "latents"

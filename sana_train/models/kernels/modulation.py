@@ -1,0 +1,293 @@
+"""Adaptive layer norm and gated residual, forward and backward, in one pass over memory each.
+
+Numbers are computed in float32 whatever they are stored in. Sums over tokens (gradients of shift, scale, gate
+and bias) are added up in a fixed order, so equal inputs give equal gradients.
+
+Legend: R rows = tokens of all clips, G groups of rows that share a modulation (clips, or their frames),
+D width.
+"""
+
+
+# ruff: noqa: ANN001, ANN202, ARG001
+# To a type checker Triton's language is no Python.
+# pyright: reportMissingImports=false, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
+# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+# pyright: reportReturnType=false
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_ROWS = 16  # of one program where sums over rows are taken
+_WARPS = 8
+
+
+@triton.jit  # whose arguments must not be annotated
+def _norm_forward(
+    x_pointer, shift_pointer, scale_pointer, out_pointer, normalised_pointer, rstd_pointer,
+    rows_per_group, shift_stride, scale_stride, width, eps, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    group = row // rows_per_group
+    column = tl.arange(0, BLOCK)
+    inside = column < width
+    x = tl.load(x_pointer + row * width + column, mask=inside, other=0.0).to(tl.float32)
+    centred = tl.where(inside, x - tl.sum(x) / width, 0.0)
+    rstd = tl.rsqrt(tl.sum(centred * centred) / width + eps)
+    normalised = centred * rstd
+    shift = tl.load(shift_pointer + group * shift_stride + column, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.load(scale_pointer + group * scale_stride + column, mask=inside, other=0.0).to(tl.float32)
+    out = normalised * (1.0 + scale) + shift
+    tl.store(out_pointer + row * width + column, out.to(out_pointer.dtype.element_ty), mask=inside)
+    kept = normalised.to(normalised_pointer.dtype.element_ty)
+    tl.store(normalised_pointer + row * width + column, kept, mask=inside)
+    tl.store(rstd_pointer + row, rstd)
+
+
+@triton.jit
+def _norm_backward(
+    grad_pointer, residual_pointer, normalised_pointer, rstd_pointer, shift_pointer, scale_pointer,
+    dx_pointer, out_pointer, dshift_pointer, dscale_pointer,
+    rows_per_group, shift_stride, scale_stride, width, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    tile, group = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < width
+    shift = tl.load(shift_pointer + group * shift_stride + column, mask=inside, other=0.0).to(tl.float32)
+    scale = (
+        tl.load(scale_pointer + group * scale_stride + column, mask=inside, other=0.0).to(tl.float32) + 1.0
+    )
+    dshift = tl.zeros([BLOCK], tl.float32)
+    dscale = tl.zeros([BLOCK], tl.float32)
+    first = tile * ROWS
+    for index in range(first, tl.minimum(first + ROWS, rows_per_group)):
+        row = group * rows_per_group + index
+        place = row * width + column
+        grad = tl.load(grad_pointer + place, mask=inside, other=0.0).to(tl.float32)
+        normalised = tl.load(normalised_pointer + place, mask=inside, other=0.0).to(tl.float32)
+        residual = tl.load(residual_pointer + place, mask=inside, other=0.0).to(tl.float32)
+        rstd = tl.load(rstd_pointer + row)
+        out = normalised * scale + shift
+        tl.store(out_pointer + place, out.to(out_pointer.dtype.element_ty), mask=inside)
+        inner = grad * scale
+        along = tl.sum(inner * normalised) / width
+        dx = rstd * (inner - tl.sum(inner) / width - normalised * along) + residual
+        tl.store(dx_pointer + place, dx.to(dx_pointer.dtype.element_ty), mask=inside)
+        dshift += grad
+        dscale += grad * normalised
+    place = (group * tl.num_programs(0) + tile) * width + column
+    tl.store(dshift_pointer + place, dshift, mask=inside)
+    tl.store(dscale_pointer + place, dscale, mask=inside)
+
+
+@triton.jit
+def _gate_forward(
+    x_pointer, update_pointer, bias_pointer, gate_pointer, out_pointer, copy_pointer,
+    rows_per_group, gate_stride, width,
+    HAS_BIAS: tl.constexpr, HAS_GATE: tl.constexpr, HAS_COPY: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < width
+    place = row * width + column
+    x = tl.load(x_pointer + place, mask=inside, other=0.0).to(tl.float32)
+    update = tl.load(update_pointer + place, mask=inside, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        update += tl.load(bias_pointer + column, mask=inside, other=0.0).to(tl.float32)
+    if HAS_GATE:
+        gate = tl.load(gate_pointer + row // rows_per_group * gate_stride + column, mask=inside, other=0.0)
+        update *= gate.to(tl.float32)
+    x += update
+    tl.store(out_pointer + place, x.to(out_pointer.dtype.element_ty), mask=inside)
+    if HAS_COPY:
+        tl.store(copy_pointer + place, x.to(copy_pointer.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _gate_backward(
+    grad_pointer, copy_grad_pointer, update_pointer, bias_pointer, gate_pointer,
+    dx_pointer, dupdate_pointer, dgate_pointer, dbias_pointer, rows_per_group, gate_stride, width,
+    HAS_BIAS: tl.constexpr, HAS_GATE: tl.constexpr, HAS_COPY: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    tile, group = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < width
+    if HAS_BIAS:
+        bias = tl.load(bias_pointer + column, mask=inside, other=0.0).to(tl.float32)
+    if HAS_GATE:
+        gate = tl.load(gate_pointer + group * gate_stride + column, mask=inside, other=0.0).to(tl.float32)
+    dgate = tl.zeros([BLOCK], tl.float32)
+    dbias = tl.zeros([BLOCK], tl.float32)
+    first = tile * ROWS
+    for index in range(first, tl.minimum(first + ROWS, rows_per_group)):
+        place = (group * rows_per_group + index) * width + column
+        grad = tl.load(grad_pointer + place, mask=inside, other=0.0).to(tl.float32)
+        if HAS_COPY:
+            grad += tl.load(copy_grad_pointer + place, mask=inside, other=0.0).to(tl.float32)
+            tl.store(dx_pointer + place, grad.to(dx_pointer.dtype.element_ty), mask=inside)
+        dupdate = grad
+        if HAS_GATE:
+            update = tl.load(update_pointer + place, mask=inside, other=0.0).to(tl.float32)
+            if HAS_BIAS:
+                update += bias
+            dgate += grad * update
+            dupdate = grad * gate
+        dbias += dupdate
+        tl.store(dupdate_pointer + place, dupdate.to(dupdate_pointer.dtype.element_ty), mask=inside)
+    place = (group * tl.num_programs(0) + tile) * width + column
+    if HAS_GATE:
+        tl.store(dgate_pointer + place, dgate, mask=inside)
+    if HAS_BIAS:
+        tl.store(dbias_pointer + place, dbias, mask=inside)
+
+
+@torch.library.custom_op("sana_train::norm_forward", mutates_args=())
+def norm_forward(
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Layer norm, times 1 + scale, plus shift.
+
+    Args:
+        x: (R, D) contiguous.
+        shift: (G, D), rows contiguous; rows of ``x`` fall into G equal runs.
+        scale: as ``shift``.
+        eps: added to the variance.
+        dtype: of the result.
+
+    Returns:
+        (R, D) modulated; (R, D) normalised, both in ``dtype``; (R,) reciprocal deviations in float32.
+    """
+    rows, width = x.shape
+    out, normalised = x.new_empty(x.shape, dtype=dtype), x.new_empty(x.shape, dtype=dtype)
+    rstd = x.new_empty(rows, dtype=torch.float32)
+    _norm_forward[(rows,)](
+        x, shift, scale, out, normalised, rstd, rows // shift.shape[0], shift.stride(0), scale.stride(0),
+        width, eps, BLOCK=triton.next_power_of_2(width), num_warps=_WARPS,
+    )  # fmt: skip
+    return out, normalised, rstd
+
+
+@norm_forward.register_fake
+def _(
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    out = x.new_empty(x.shape, dtype=dtype)
+    return out, torch.empty_like(out), x.new_empty(x.shape[0], dtype=torch.float32)
+
+
+@torch.library.custom_op("sana_train::norm_backward", mutates_args=())
+def norm_backward(
+    grad: Tensor, residual: Tensor, normalised: Tensor, rstd: Tensor, shift: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of ``norm_forward``; ``residual`` is the gradient that reaches x past the norm.
+
+    Returns:
+        (R, D) gradient of x in the dtype of ``residual``; (R, D) the modulated rows once more;
+        (G, D) float32 gradients of shift and of scale.
+    """
+    (rows, width), groups = grad.shape, shift.shape[0]
+    rows_per_group = rows // groups
+    tiles = triton.cdiv(rows_per_group, _ROWS)
+    dx, out = torch.empty_like(residual), torch.empty_like(grad)
+    partial = grad.new_empty((2, groups, tiles, width), dtype=torch.float32)
+    _norm_backward[(tiles, groups)](
+        grad, residual, normalised, rstd, shift, scale, dx, out, partial[0], partial[1],
+        rows_per_group, shift.stride(0), scale.stride(0), width,
+        ROWS=_ROWS, BLOCK=triton.next_power_of_2(width), num_warps=_WARPS,
+    )  # fmt: skip
+    return dx, out, partial[0].sum(1), partial[1].sum(1)
+
+
+@norm_backward.register_fake
+def _(
+    grad: Tensor, residual: Tensor, normalised: Tensor, rstd: Tensor, shift: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    small = grad.new_empty(shift.shape, dtype=torch.float32)
+    return torch.empty_like(residual), torch.empty_like(grad), small, torch.empty_like(small)
+
+
+@torch.library.custom_op("sana_train::gate_forward", mutates_args=())
+def gate_forward(
+    x: Tensor, update: Tensor, bias: Tensor | None, gate: Tensor | None, copy_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
+    """x + gate * (update + bias).
+
+    Args:
+        x: (R, D) contiguous.
+        update: (R, D) contiguous.
+        bias: (D,) or None.
+        gate: (G, D), rows contiguous, or None for 1.
+        copy_dtype: of a second, rounded result; None for none.
+
+    Returns:
+        (R, D) in the dtype of ``x``, and the same in ``copy_dtype`` or an empty tensor.
+    """
+    rows, width = x.shape
+    out = torch.empty_like(x)
+    copy = x.new_empty(x.shape if copy_dtype is not None else (0,), dtype=copy_dtype)
+    groups = 1 if gate is None else gate.shape[0]
+    _gate_forward[(rows,)](
+        x, update, bias, gate, out, copy, rows // groups, 0 if gate is None else gate.stride(0), width,
+        HAS_BIAS=bias is not None, HAS_GATE=gate is not None, HAS_COPY=copy_dtype is not None,
+        BLOCK=triton.next_power_of_2(width), num_warps=_WARPS,
+    )  # fmt: skip
+    return out, copy
+
+
+@gate_forward.register_fake
+def _(
+    x: Tensor, update: Tensor, bias: Tensor | None, gate: Tensor | None, copy_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(x.shape if copy_dtype is not None else (0,), dtype=copy_dtype)
+
+
+@torch.library.custom_op("sana_train::gate_backward", mutates_args=())
+def gate_backward(
+    grad: Tensor, copy_grad: Tensor | None, update: Tensor | None, bias: Tensor | None, gate: Tensor | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of ``gate_forward``.
+
+    Args:
+        grad: (R, D) of the first result.
+        copy_grad: of the second, or None.
+        update: as it was, needed if there is a gate.
+        bias: as it was.
+        gate: as it was.
+        dtype: of the gradient of ``update``.
+
+    Returns:
+        (R, D) gradient of x (empty without ``copy_grad``: it is ``grad``); (R, D) of update in ``dtype``;
+        (G, D) float32 of gate, (D,) float32 of bias, empty where there is none.
+    """
+    rows, width = grad.shape
+    groups = 1 if gate is None else gate.shape[0]
+    rows_per_group = rows // groups
+    tiles = triton.cdiv(rows_per_group, _ROWS)
+    dx = torch.empty_like(grad) if copy_grad is not None else grad.new_empty(0)
+    dupdate = grad.new_empty(grad.shape, dtype=dtype)
+    shape = (groups, tiles, width)
+    dgate = grad.new_empty(shape if gate is not None else (0, 1, width), dtype=torch.float32)
+    dbias = grad.new_empty(shape if bias is not None else (0, 1, width), dtype=torch.float32)
+    _gate_backward[(tiles, groups)](
+        grad, copy_grad, update, bias, gate, dx, dupdate, dgate, dbias, rows_per_group,
+        0 if gate is None else gate.stride(0), width,
+        HAS_BIAS=bias is not None, HAS_GATE=gate is not None, HAS_COPY=copy_grad is not None,
+        ROWS=_ROWS, BLOCK=triton.next_power_of_2(width), num_warps=_WARPS,
+    )  # fmt: skip
+    return dx, dupdate, dgate.sum(1), dbias.sum((0, 1)) if bias is not None else dbias.new_empty(0)
+
+
+@gate_backward.register_fake
+def _(
+    grad: Tensor, copy_grad: Tensor | None, update: Tensor | None, bias: Tensor | None, gate: Tensor | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    dx = torch.empty_like(grad) if copy_grad is not None else grad.new_empty(0)
+    dgate = grad.new_empty(gate.shape if gate is not None else (0, grad.shape[1]), dtype=torch.float32)
+    dbias = grad.new_empty(bias.shape if bias is not None else (0,), dtype=torch.float32)
+    return dx, grad.new_empty(grad.shape, dtype=dtype), dgate, dbias
