@@ -21,6 +21,7 @@ from sana_train.autoencoders.weights import without_values
 from sana_train.flow.samplers import Euler, Progress
 from sana_train.flow.schedules import CustomSigmas
 from sana_train.refiners.audio import MODES, AudioMode, num_audio_latents
+from sana_train.refiners.compiled import RefinerKernels, needed_mask, without_repeated_work
 from sana_train.refiners.lora import fuse_lora_
 from sana_train.text.prompt_cache import PromptEmbeddings
 from sana_train.types import LatentSpec, VideoLatents
@@ -45,6 +46,7 @@ class LTX2Refiner(nn.Module):
         weights: a diffusers folder or hub id with a ``transformer`` subfolder; None for random weights.
         lora: a LoRA file that is added to the weights, such as the distilled one; None with merged weights.
         lora_strength: its factor.
+        kernels: ``reference``, or ``compiled`` (``refiners.compiled``), minutes at the first call.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class LTX2Refiner(nn.Module):
         weights: str | None = None,
         lora: str | None = None,
         lora_strength: float = 1.0,
+        kernels: RefinerKernels = "reference",
     ) -> None:
         super().__init__()
         from diffusers import LTX2VideoTransformer3DModel  # an import of seconds
@@ -111,6 +114,9 @@ class LTX2Refiner(nn.Module):
         self.transformer: Any = nn.Module.to(transformer, _DTYPES[dtype])
         if lora is not None:
             fuse_lora_(self.transformer, Path(lora), lora_strength)
+        self.kernels: RefinerKernels = kernels
+        if kernels == "compiled":
+            without_repeated_work(self.transformer)
         self.requires_grad_(False).eval()
 
     def audio_shape(self, latents: VideoLatents) -> tuple[int, int]:
@@ -179,7 +185,8 @@ class LTX2Refiner(nn.Module):
         dtype = self.transformer.dtype
         timestep = t * self.transformer.config.timestep_scale_multiplier  # (B,), of 0..1000
         audio_timestep = torch.zeros_like(timestep) if branch.is_clean else timestep
-        mask = prompts.mask.to(video.device)
+        mask = needed_mask(prompts.mask) if self.kernels == "compiled" else prompts.mask
+        mask = mask if mask is None else mask.to(video.device)
         num_frames, height, width = grid
         moved, heard = self.transformer(
             hidden_states=video.to(dtype),
