@@ -6,7 +6,7 @@ take turns:
 
 train    float32 weights under bf16 autocast, fused AdamW in the step, no clipping: batch 1 without
          recomputing and with all of it, batch 4 with all of it and, ours alone, with every other policy
-denoise  one evaluation with guidance (a batch of 2), bf16 weights; ours has its captions prepared, as in sampling
+denoise  one evaluation with guidance (a batch of 2), bf16 weights; ours has prepared its captions
 
 Steps are timed by CUDA events, medians over rounds; cuDNN may try its algorithms on both sides, as training
 of ours does. A row that runs out of memory says so. OUT/results.json is written row by row, so the same
@@ -122,7 +122,7 @@ def run(given: argparse.Namespace) -> bool:
         num_turns = sum(given.rounds * len(case.ways(subject)) for case in left)
         with ClipProgress("turns", num_turns) as progress:
             for case in left:
-                torch.compiler.reset()  # after a few sizes compiled code would silently give way to plain code
+                torch.compiler.reset()  # code for sizes that are over
                 contestants = sides.contestants(case)
                 timings = take_turns(contestants, given.rounds, subject.device, lambda: progress.advance(1))
                 flops = subject.flops(case.group, case.batch)
@@ -145,7 +145,7 @@ def disagreements(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     outputs = {(row["dtype"], row["way"]): row["distance"] for row in rows if row["group"] == "outputs"}
     bound = {"float32": _FLOAT32_BOUND, "autocast": _FLOAT32_BOUND + _ROUNDING * outputs["autocast", PEER]}
     return [
-        f"{way} in {dtype} is {distance:.1e} from diffusers in float32; at most {bound[dtype]:.1e} was expected"
+        f"{way} in {dtype} is {distance:.1e} from diffusers in float32; expected at most {bound[dtype]:.1e}"
         for (dtype, way), distance in outputs.items()
         if not distance <= bound[dtype]
     ]
@@ -164,7 +164,7 @@ class _Sides:
         self.twin: Any = diffusers_twin(self.model)
 
     def compare_outputs(self) -> list[dict[str, Any]]:
-        """||output - truth|| / ||truth||, the truth being diffusers' float32 output of a ragged batch of two."""
+        """||output - truth|| / ||truth||, the truth being diffusers in float32, of a ragged batch."""
         inputs, device = self.subject.inputs(2), self.subject.device
         outputs = {}
         with torch.no_grad():
@@ -197,7 +197,10 @@ class _Sides:
         twin = self.twin.train()
 
         def velocity() -> torch.Tensor:
-            twin.enable_gradient_checkpointing() if case.recompute == "full" else twin.disable_gradient_checkpointing()
+            if case.recompute == "full":
+                twin.enable_gradient_checkpointing()
+            else:
+                twin.disable_gradient_checkpointing()
             with cases.autocast(self.subject.device):
                 return twin_velocity(twin, inputs)
 

@@ -1,4 +1,4 @@
-"""Diffusers' SANA-Video transformer with the weights of one of ours, as a training or sampling script holds it."""
+"""Diffusers' SANA-Video transformer with the weights of one of ours."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sana_train.models.sana_video import MAX_TIMESTEP, SanaVideoDiT
 
 
 def diffusers_twin(model: SanaVideoDiT) -> Any:
-    """A network of diffusers' class in float32 beside ``model``, on the same device, with copies of its weights.
+    """A network of diffusers' class in float32, on the device of ``model``, with copies of its weights.
 
     Raises:
         ValueError: our key tables do not name exactly the class's own tensors.

@@ -5,14 +5,23 @@ Results are those of diffusers' own forward up to rounding; no weight and no key
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # reference: diffusers' forward as it is, always the truth; compiled: what this file does.
 RefinerKernels = Literal["reference", "compiled"]
 
+# Fastest first for tens of thousands of tokens on Hopper; whichever takes the inputs is taken.
+_ATTENTION = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 _ROTATIONS = ("rope", "audio_rope", "cross_attn_rope", "cross_attn_audio_rope")
 
 
@@ -59,6 +68,11 @@ def without_repeated_work(transformer: Any) -> None:
         setattr(transformer, name, KeptRotations(getattr(transformer, name)))
     for block in transformer.transformer_blocks:
         block.compile(dynamic=False)
+
+
+def attention_kernels(kernels: RefinerKernels) -> AbstractContextManager[Any]:
+    """Around a forward pass: which softmax attention it prefers; compiled blocks keep what they traced."""
+    return sdpa_kernel(_ATTENTION, set_priority=True) if kernels == "compiled" else nullcontext()
 
 
 def needed_mask(mask: Tensor) -> Tensor | None:

@@ -21,7 +21,12 @@ from sana_train.autoencoders.weights import without_values
 from sana_train.flow.samplers import Euler, Progress
 from sana_train.flow.schedules import CustomSigmas
 from sana_train.refiners.audio import MODES, AudioMode, num_audio_latents
-from sana_train.refiners.compiled import RefinerKernels, needed_mask, without_repeated_work
+from sana_train.refiners.compiled import (
+    RefinerKernels,
+    attention_kernels,
+    needed_mask,
+    without_repeated_work,
+)
 from sana_train.refiners.lora import fuse_lora_
 from sana_train.text.prompt_cache import PromptEmbeddings
 from sana_train.types import LatentSpec, VideoLatents
@@ -188,25 +193,26 @@ class LTX2Refiner(nn.Module):
         mask = needed_mask(prompts.mask) if self.kernels == "compiled" else prompts.mask
         mask = mask if mask is None else mask.to(video.device)
         num_frames, height, width = grid
-        moved, heard = self.transformer(
-            hidden_states=video.to(dtype),
-            audio_hidden_states=audio.to(dtype),
-            encoder_hidden_states=prompts.video.to(video.device, dtype),
-            audio_encoder_hidden_states=prompts.audio.to(video.device, dtype),
-            timestep=timestep,
-            audio_timestep=audio_timestep,
-            sigma=timestep,
-            audio_sigma=audio_timestep,
-            encoder_attention_mask=mask,
-            audio_encoder_attention_mask=mask,
-            num_frames=num_frames,
-            height=height,
-            width=width,
-            fps=fps,
-            audio_num_frames=audio.shape[1],
-            isolate_modalities=branch.is_isolated,
-            return_dict=False,
-        )
+        with attention_kernels(self.kernels):
+            moved, heard = self.transformer(
+                hidden_states=video.to(dtype),
+                audio_hidden_states=audio.to(dtype),
+                encoder_hidden_states=prompts.video.to(video.device, dtype),
+                audio_encoder_hidden_states=prompts.audio.to(video.device, dtype),
+                timestep=timestep,
+                audio_timestep=audio_timestep,
+                sigma=timestep,
+                audio_sigma=audio_timestep,
+                encoder_attention_mask=mask,
+                audio_encoder_attention_mask=mask,
+                num_frames=num_frames,
+                height=height,
+                width=width,
+                fps=fps,
+                audio_num_frames=audio.shape[1],
+                isolate_modalities=branch.is_isolated,
+                return_dict=False,
+            )
         return moved.float(), heard.float()
 
     def _check(

@@ -1,1 +1,1 @@
-"""How fast steps are: contestants in turns, a device's ceilings, rows kept one by one, tables and a figure."""
+"""How fast steps are: taking turns, a device's ceilings, rows kept one by one, tables and a figure."""

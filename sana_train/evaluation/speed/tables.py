@@ -12,7 +12,7 @@ Row = Mapping[str, Any]
 
 
 def steps_table(content: Mapping[str, Any], group: str, peer: str | None = None) -> str:
-    """ms, ratio to the peer, share of the matmul ceiling, MFU and memory of one group; empty if it has no row.
+    """ms, ratio to the peer, share of the ceiling, MFU and memory of one group; empty without rows.
 
     Args:
         content: of ``results.json``.
@@ -103,8 +103,8 @@ def headline(content: Mapping[str, Any]) -> str:
     ]
     if ceilings is not None:
         lines.append(
-            f"Ceilings in this run: {ceilings['matmul_flops'] / 1e12:,.3g} TFLOP/s ({ceilings['matmul_size']:.0f} "
-            f"rows, bf16), copies {ceilings['copy_bytes_per_s'] / 1e12:.3g} TB/s."
+            f"Ceilings in this run: {ceilings['matmul_flops'] / 1e12:,.3g} TFLOP/s "
+            f"({ceilings['matmul_size']:.0f} rows, bf16), copy {ceilings['copy_bytes_per_s'] / 1e12:.3g} TB/s."
         )
     return "\n".join(lines)
 

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -132,13 +133,13 @@ def _steps(contestant: Contestant, timing: Timing, device: torch.device) -> None
 
 
 def timed(call: Callable[[], object], num_steps: int, device: torch.device) -> list[float]:
-    """Milliseconds of each of ``num_steps`` calls, by events on a GPU: the host may run ahead, as in training."""
+    """Milliseconds of each of ``num_steps`` calls, by events on a GPU, where the host may run ahead."""
     if device.type != "cuda":
         marks = [time.perf_counter()]
         for _ in range(num_steps):
             call()
             marks.append(time.perf_counter())
-        return [1e3 * (end - start) for start, end in zip(marks, marks[1:])]
+        return [1e3 * (end - start) for start, end in pairwise(marks)]
     events = [torch.cuda.Event(enable_timing=True) for _ in range(num_steps + 1)]
     torch.cuda.synchronize(device)
     events[0].record()
@@ -146,7 +147,7 @@ def timed(call: Callable[[], object], num_steps: int, device: torch.device) -> l
         call()
         event.record()
     torch.cuda.synchronize(device)
-    return [start.elapsed_time(end) for start, end in zip(events, events[1:])]
+    return [start.elapsed_time(end) for start, end in pairwise(events)]
 
 
 def ceilings(device: torch.device) -> dict[str, float]:
