@@ -23,7 +23,7 @@ from sana_train.evaluation.speed.turns import OUT_OF_MEMORY
 from sana_train.models.flops import forward_flops, training_flops
 from sana_train.models.sana_video import SanaVideoDiT
 from sana_train.training.callbacks.throughput import peak_flops
-from sana_train.types import VideoShape
+from sana_train.types import LatentSpec, VideoShape
 from sana_train.utils.environment import environment
 from sana_train.utils.files import publish_file
 
@@ -40,7 +40,7 @@ class Subject:
         model: on meta.
         video, latent_shape: of a clip.
         kernels: the ways to compute, as ``model.kernels`` names them.
-        stride_t: frames per latent.
+        spec: of the latent space.
     """
 
     node: Node
@@ -49,7 +49,7 @@ class Subject:
     latent_shape: tuple[int, int, int, int]
     kernels: tuple[str, ...]
     device: torch.device
-    stride_t: int
+    spec: LatentSpec
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -119,13 +119,13 @@ def read_subject(overrides: Sequence[str], size: VideoShape | None, kernels: Seq
     chosen = tuple(kernels) if kernels else choices if device.type == "cuda" else choices[:1]
     video = size or (_SIZE_2B if config.scale == "2b" else clip_size(config))
     spec = skeleton(config.autoencoder).spec
-    return Subject(node, model, video, spec.latent_shape(video), chosen, device, spec.stride_t)
+    return Subject(node, model, video, spec.latent_shape(video), chosen, device, spec)
 
 
 def say(row: Mapping[str, Any]) -> None:
     """A finished row, at once: the process may be killed before the next."""
     name = " ".join(
-        str(row[key]) for key in ("group", "batch", "recompute", "way") if row.get(key) is not None
+        str(row[key]) for key in ("group", "batch", "recompute", "frames", "way") if row.get(key) is not None
     )
     number = row["error"] or f"{row['ms']:.2f} ms" + (
         f", {row['peak_gib']:.1f} GiB" if row["peak_gib"] else ""
@@ -145,15 +145,37 @@ def write_table(out: Path, text: str) -> None:
     sys.stdout.write(f"\n{text}\nwritten to {out}\n")
 
 
+def own_report(results: Results) -> str:
+    """The record of ``benchmark`` as Markdown."""
+    content = results.content
+    return _document(
+        "# Steps of the DiT",
+        tables.headline(content),
+        ("Training step", tables.steps_table(content, "train")),
+        ("Optimisers alone", tables.optimiser_table(content)),
+        ("Sharded over one device", tables.steps_table(content, "fsdp2", "one copy")),
+        ("Where a training step's time goes, ms", tables.breakdown_table(content)),
+        ("Evaluation with guidance", tables.steps_table(content, "denoise")),
+        ("Cost against frames", tables.frames_table(content)),
+    )
+
+
 def peers_report(results: Results, peer: str) -> str:
     """The record of ``benchmark_peers`` as Markdown."""
     content = results.content
-    parts = ["# Beside " + peer, tables.headline(content)]
-    for title, table in (
+    return _document(
+        f"# Beside {peer}",
+        tables.headline(content),
         ("Outputs on the same weights", tables.outputs_table(content)),
         ("Training step", tables.steps_table(content, "train", peer)),
         ("Evaluation with guidance", tables.steps_table(content, "denoise", peer)),
-    ):
+    )
+
+
+def _document(title: str, head: str, *sections: tuple[str, str]) -> str:
+    """Sections without a table are left out."""
+    parts = [title, head]
+    for name, table in sections:
         if table:
-            parts += [f"## {title}", table]
+            parts += [f"## {name}", table]
     return "\n\n".join(parts) + "\n"

@@ -92,6 +92,20 @@ def frames_table(content: Mapping[str, Any]) -> str:
     return markdown_table(table)
 
 
+def breakdown_table(content: Mapping[str, Any]) -> str:
+    """Milliseconds of a training step's kernels by kind; empty if none was taken apart."""
+    rows = [row for row in content["rows"] if row["group"] == "breakdown" and "breakdown" in row]
+    if not rows:
+        return ""
+    kinds = list(dict.fromkeys(kind for row in rows for kind in row["breakdown"]["by_kind_ms"]))
+    table = [["kernels", *(row["way"] for row in rows)]]
+    for kind in kinds:
+        table.append([kind, *(f"{row['breakdown']['by_kind_ms'].get(kind, 0.0):.1f}" for row in rows)])
+    table.append(["all kernels", *(f"{row['breakdown']['kernels_ms']:.1f}" for row in rows)])
+    table.append(["the step, not profiled", *(f"{row['ms']:.1f}" for row in rows)])
+    return markdown_table(table)
+
+
 def headline(content: Mapping[str, Any]) -> str:
     """Where, on what, and what the device reached on its own."""
     facts, ceilings = content["facts"], content["ceilings"]
@@ -104,7 +118,8 @@ def headline(content: Mapping[str, Any]) -> str:
     if ceilings is not None:
         lines.append(
             f"Ceilings in this run: {ceilings['matmul_flops'] / 1e12:,.3g} TFLOP/s "
-            f"({ceilings['matmul_size']:.0f} rows, bf16), copy {ceilings['copy_bytes_per_s'] / 1e12:.3g} TB/s."
+            f"({ceilings['matmul_size']:.0f} rows, bf16), "
+            f"copies {ceilings['copy_bytes_per_s'] / 1e12:.3g} TB/s."
         )
     return "\n".join(lines)
 
