@@ -14,7 +14,7 @@ from sana_train.cli import benchmark_cases as cases
 from sana_train.cli.config import Node
 from sana_train.cli.instantiate import instantiate
 from sana_train.cli.load import load
-from sana_train.cli.plan import clip_size
+from sana_train.cli.plan_rows import clip_size
 from sana_train.cli.preflight import check_overrides, leave_out_parts
 from sana_train.cli.vae_choice import skeleton
 from sana_train.evaluation.speed import tables

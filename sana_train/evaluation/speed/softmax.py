@@ -1,4 +1,4 @@
-"""The DiT with softmax attention in the place of linear attention, whose cost grows with the square of length.
+"""The DiT with softmax attention in the place of linear attention: a cost that grows as length squared.
 
 Legend: B batch, N tokens, D width, A heads, E head width.
 """
