@@ -26,7 +26,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,22 +130,29 @@ def measure(subject: Subject, left: Sequence[Case], results: Results, rounds: in
     # Nothing computes in place on what a block returns, which FSDP warns of at every block.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     bench = Bench(subject)
-    with ClipProgress("turns", sum(rounds * len(case.ways) for case in left)) as progress:
-        for case in left:
-            torch.compiler.reset()  # code for sizes that are over
-            contestants = bench.contestants(case)
-            timings = take_turns(contestants, rounds, subject.device, lambda: progress.advance(1))
-            rows: list[dict[str, Any]] = []
-            for contestant in contestants:
-                timing = timings[contestant.name].to_dict()
-                row = {**case.key, **bench.facts(contestant.name, case), **timing}
-                if case.key["group"] == "breakdown" and row["error"] is None:
-                    row["breakdown"] = breakdown(contestant.step)
-                    contestant.rest()
-                rows.append(row)
-                say(row)
-            results.add(rows)
-            del contestants  # a sharded copy among them is not to be there beside the next case
+    try:
+        with ClipProgress("turns", sum(rounds * len(case.ways) for case in left)) as progress:
+            for case in left:
+                torch.compiler.reset()  # code for sizes that are over
+                results.add(rows_of(bench, case, rounds, lambda: progress.advance(1)))
+    finally:
+        bench.close()
+
+
+def rows_of(bench: Bench, case: Case, rounds: int, on_turn: Callable[[], None]) -> list[dict[str, Any]]:
+    """A case's rows, each told as soon as all of them are there; its contestants are let go."""
+    contestants = bench.contestants(case)
+    timings = take_turns(contestants, rounds, bench.subject.device, on_turn)
+    rows: list[dict[str, Any]] = []
+    for contestant in contestants:
+        timing = timings[contestant.name].to_dict()
+        row = {**case.key, **bench.facts(contestant.name, case), **timing}
+        if case.key["group"] == "breakdown" and row["error"] is None:
+            row["breakdown"] = breakdown(contestant.step)
+            contestant.rest()
+        rows.append(row)
+        say(row)
+    return rows
 
 
 if __name__ == "__main__":

@@ -83,6 +83,12 @@ class Bench:
         self.subject = subject
         self._models: dict[str, SanaVideoDiT] = {}
         self._state_bytes: dict[str, int] = {}
+        self._has_group = False
+
+    def close(self) -> None:
+        """Leave the process group, if a case needed one."""
+        if self._has_group:
+            dist.destroy_process_group()
 
     def contestants(self, case: Case) -> list[Contestant]:
         """Of one case; only one case's may be in use at a time."""
@@ -157,7 +163,7 @@ class Bench:
         model = self._model(case.key["kernels"])
         inputs = self.subject.inputs(case.key["batch"])
         if way == SHARDED:
-            one_process_group(self.subject.device)
+            self._join_group()
             with torch.device("meta"):
                 whole = instantiate(cases.with_kernels(self.subject.node, case.key["kernels"]))
             on_gpu = self.subject.device.type == "cuda"
@@ -171,6 +177,13 @@ class Bench:
             fill(model)
         size = cases.resident_bytes(model)
         return cases.our_train_contestant(way, model, inputs, case.key["recompute"], resident=size)
+
+    def _join_group(self) -> None:
+        """A process group of this process alone."""
+        if not self._has_group:
+            backend = "nccl" if self.subject.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            self._has_group = True
 
     def _frames(self, way: str, case: Case) -> Contestant:
         self._round()
@@ -202,10 +215,3 @@ class Bench:
 def distinct_bytes(tensors: Sequence[torch.Tensor]) -> int:
     """Of all storages among them, each once: parameters may share a table."""
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
-
-
-def one_process_group(device: torch.device) -> None:
-    """A process group of this process alone, if there is none."""
-    if not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)

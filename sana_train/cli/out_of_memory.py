@@ -39,13 +39,13 @@ def advice_when_out_of_memory(config: RunConfig, device: torch.device) -> Iterat
 
 
 def advice(config: RunConfig, device: torch.device) -> str:
-    """The table of ``cli.plan`` for this machine, and the changes under which the same command would go on."""
+    """The table of ``cli.plan`` for this machine, and the changes with which the same command goes on."""
     try:
-        planner = Planner(config, machine_of(config, device))
+        planner = Planner(config, machine_of(device))
     except ValueError as error:  # another task than a DiT's, or clips of unknown size
         return (
-            f"What would fit cannot be counted ({error}). A smaller training.micro_batch holds fewer clips at "
-            f"once, now {config.training.micro_batch}; results stay the same"
+            f"What would fit cannot be counted ({error}). A smaller training.micro_batch holds fewer clips "
+            f"at once, now {config.training.micro_batch}; results stay the same"
         )
     own = planner.own
     batches = sorted({batch for batch in (1, own.micro_batch // 2, own.micro_batch) if batch})
@@ -64,7 +64,7 @@ def advice(config: RunConfig, device: torch.device) -> str:
     )
 
 
-def machine_of(config: RunConfig, device: torch.device) -> Machine:
+def machine_of(device: torch.device) -> Machine:
     """The one that this process runs on; for a CPU, an H100."""
     num_gpus = int(os.environ.get("WORLD_SIZE", "1"))
     if device.type != "cuda":

@@ -1,15 +1,15 @@
 """``python -m sana_train.cli.plan``: memory and time of a training step, before it starts.
 
 Counts every allocation of a forward and backward pass of the configured DiT on tensors without numbers,
-so it needs no GPU, no weights and no clips; with gradients, optimiser and averaged weights that is the peak of
-a GPU. One row for each way of recomputing (trainer.recompute) and each micro-batch. Encoders are not in it:
-add what `python -m sana_train.cli.vae_table` says of encoding, or train on cached latents.
+so it needs no GPU, no weights and no clips; with gradients, optimiser and averaged weights that is the peak
+of a GPU. One row for each way of recomputing (trainer.recompute) and each micro-batch. Encoders are not in
+it: add what `python -m sana_train.cli.vae_table` says of encoding, or train on cached latents.
 
-Seconds are the matrix FLOPs, those of recomputing included, over the rate at which that way of computing was
-measured (data/step_rates.json, which names its records), and what the optimiser moves; --mfu takes a
-share of the chip's peak instead. With --gpus and trainer=fsdp2 or hsdp, weights, gradients, moments and averages are
-shared; exchanges run beside the computing and count where they are longer. Rates of exchange are data
-sheets', not measured. The exit code is 1 if the row of the configuration itself does not fit.
+Seconds are the matrix FLOPs, those of recomputing included, over the rate at which that way of computing
+was measured (data/step_rates.json, which names its records), and what the optimiser moves; --mfu takes a
+share of the chip's peak instead. With --gpus and trainer=fsdp2 or hsdp, weights, gradients, moments and
+averages are shared; exchanges run beside the computing and count where they are longer. Rates of exchange
+are data sheets', not measured. The exit code is 1 if the row of the configuration itself does not fit.
 
 examples:
   python -m sana_train.cli.plan scale=2b

@@ -185,7 +185,7 @@ class Planner:
         return StepMemory(**parts, peak=sum(parts.values()) + whole.activations + self._gathered_bytes())
 
     def _gathered_bytes(self) -> int:
-        """Two blocks whose weights are whole at a time, and one block's gradients, before and while summed."""
+        """Two blocks whose weights are whole at a time, and a block's gradients, before and while summed."""
         width = 2 if self._uses_autocast else 4
         block = sum(parameter.numel() for parameter in self.model.blocks[0].parameters())
         rest = self.num_parameters - block * len(self.model.blocks)

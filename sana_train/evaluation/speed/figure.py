@@ -15,8 +15,8 @@ _SOFTMAX_COLOUR = "#c2407e"
 
 
 def exponent(tokens: list[int], ms: list[float]) -> float:
-    """p of ms ~ tokens^p between the two longest clips, where what does not depend on length is least."""
-    return float(np.log(ms[-1] / ms[-2]) / np.log(tokens[-1] / tokens[-2]))
+    """p of ms ~ tokens^p over the three longest clips, where what does not depend on length is least."""
+    return float(np.polyfit(np.log(tokens[-3:]), np.log(ms[-3:]), 1)[0])
 
 
 def curves(content: Mapping[str, Any]) -> dict[str, tuple[list[int], list[int], list[float]]]:
@@ -37,7 +37,7 @@ def frames_figure(content: Mapping[str, Any], path: Path) -> bool:
         return False
     facts = content["facts"]
     height_px, width_px, _ = facts["clip"].split("x")
-    with new_figure(7.0, 4.2, path) as figure:
+    with new_figure(7.0, 4.8, path) as figure:
         axes = figure.subplots()
         ways = [way for way in measured if way != SOFTMAX]
         for way, (frames, tokens, ms) in measured.items():
@@ -54,5 +54,5 @@ def frames_figure(content: Mapping[str, Any], path: Path) -> bool:
         axes.set_ylim(bottom=0)
         axes.set_xlim(left=0)
         axes.set_title(f"Cost against length, {width_px}x{height_px} px, {facts['device']}", color=INK)
-        axes.legend(loc="upper left")
+        figure.legend(loc="outside lower center", ncols=1)
     return True
