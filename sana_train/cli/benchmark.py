@@ -34,14 +34,22 @@ import torch
 
 from sana_train.cli.arguments import positive, video_size
 from sana_train.cli.benchmark_parts import FRAMES, PARTS, POLICIES, Bench, Case, list_cases
-from sana_train.cli.benchmark_run import Subject, failures, own_report, read_subject, say, write_table
+from sana_train.cli.benchmark_run import (
+    Subject,
+    failures,
+    is_late,
+    own_report,
+    read_subject,
+    say,
+    write_table,
+)
 from sana_train.cli.process import readable_errors
 from sana_train.data.progress import ClipProgress
 from sana_train.evaluation.speed.breakdown import breakdown
 from sana_train.evaluation.speed.figure import frames_figure
 from sana_train.evaluation.speed.store import Results
 from sana_train.evaluation.speed.turns import ceilings, take_turns
-from sana_train.training.optimiser import OPTIMISERS, missing_library
+from sana_train.training.optimiser import OPTIMISERS, OptimiserName, missing_library
 
 FIGURE_FILE = "frames.png"
 
@@ -70,6 +78,9 @@ def parser() -> argparse.ArgumentParser:
         "--size", type=video_size, metavar="HxWxF", help="of the clips (704x1280x81; tiny: its own)"
     )
     top.add_argument("--rounds", type=positive, default=2, help="turns of each way (%(default)s)")
+    top.add_argument(
+        "--minutes", type=positive, metavar="N", help="begin no row later; the next call goes on"
+    )
     top.add_argument("--dry-run", action="store_true", help="list the rows and which are there already")
     return top
 
@@ -97,7 +108,7 @@ def run(given: argparse.Namespace) -> bool:
     subject.prepare_device()
     if results.ceilings is None:
         results.set_ceilings(ceilings(subject.device))
-    measure(subject, left, results, given.rounds)
+    measure(subject, left, results, given)
     frames_figure(results.content, given.out / FIGURE_FILE)
     write_table(given.out, own_report(results))
     problems = failures(results.rows)
@@ -116,25 +127,29 @@ def chosen_cases(given: argparse.Namespace, subject: Subject) -> list[Case]:
     if given.parts and "breakdown" in given.parts and not on_gpu:
         raise ValueError("--parts breakdown: kernels are told apart on a GPU, and torch sees none")
     parts = given.parts or [part for part in PARTS if on_gpu or part != "breakdown"]
-    missing = {name: why for name in OPTIMISERS if (why := missing_library(name)) is not None}
+    missing: dict[OptimiserName, str] = {
+        name: why for name in OPTIMISERS if (why := missing_library(name)) is not None
+    }
     if asked := [name for name in given.optimisers or () if name in missing]:
         raise ValueError(missing[asked[0]])
-    optimisers = given.optimisers or [name for name in OPTIMISERS if name not in missing]
+    optimisers: list[OptimiserName] = given.optimisers or [name for name in OPTIMISERS if name not in missing]
     if given.optimisers is None and "optimiser" in parts:
         for name, why in missing.items():
             sys.stderr.write(f"without a row of {name}: {why}\n")
     return list_cases(subject, parts, given.batch, given.recompute, optimisers, given.frames)
 
 
-def measure(subject: Subject, left: Sequence[Case], results: Results, rounds: int) -> None:
+def measure(subject: Subject, left: Sequence[Case], results: Results, given: argparse.Namespace) -> None:
     # Nothing computes in place on what a block returns, which FSDP warns of at every block.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     bench = Bench(subject)
     try:
-        with ClipProgress("turns", sum(rounds * len(case.ways) for case in left)) as progress:
+        with ClipProgress("turns", sum(given.rounds * len(case.ways) for case in left)) as progress:
             for case in left:
+                if is_late(given.minutes):
+                    break
                 torch.compiler.reset()  # code for sizes that are over
-                results.add(rows_of(bench, case, rounds, lambda: progress.advance(1)))
+                results.add(rows_of(bench, case, given.rounds, lambda: progress.advance(1)))
     finally:
         bench.close()
 

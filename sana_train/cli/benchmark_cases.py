@@ -9,7 +9,7 @@ Legend: B clips, C channels, T/H/W latent grid, S caption tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -107,6 +107,16 @@ def same_weights(model: SanaVideoDiT, node: Node) -> SanaVideoDiT:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     other.load_state_dict(tensors, assign=True)
     return other
+
+
+def cast(networks: Iterable[nn.Module], dtype: torch.dtype, device: torch.device) -> None:
+    """Weights as training (float32) or sampling (bf16) has them, in place; on a CPU all stays float32.
+
+    Networks over one set of parameters are cast once. What rounding takes away no timing depends on.
+    """
+    if device.type == "cuda":
+        for network in networks:
+            network.to(dtype)
 
 
 def resident_bytes(module: nn.Module) -> int:

@@ -25,7 +25,6 @@ from sana_train.training.optimiser import OptimiserName, build_optimiser
 from sana_train.training.sharding import Sharding, sharded_copy
 from sana_train.utils.shards import write_part
 
-# In this order: for the last two weights are cast to bf16.
 PARTS = ("train", "optimiser", "fsdp2", "breakdown", "denoise", "frames")
 POLICIES: tuple[Recompute, ...] = get_args(Recompute)
 FRAMES = (17, 49, 81, 161, 241, 321)
@@ -112,17 +111,15 @@ class Bench:
         kind = "denoise" if group == "denoise" else "train"
         return {"way": way, "flops": subject.flops(kind, case.key["batch"])}
 
-    def _model(self, kernels: str) -> SanaVideoDiT:
-        """One set of weights in float32, however many ways to compute with them."""
+    def _model(self, kernels: str, dtype: torch.dtype = torch.float32) -> SanaVideoDiT:
+        """One set of weights, however many ways to compute with them."""
         if kernels not in self._models:
             node = cases.with_kernels(self.subject.node, kernels)
             first = next(iter(self._models.values()), None)
-            build = (
-                cases.build_dit(node, self.subject.device)
-                if first is None
-                else cases.same_weights(first, node)
-            )
-            self._models[kernels] = build
+            is_first = first is None
+            made = cases.build_dit(node, self.subject.device) if is_first else cases.same_weights(first, node)
+            self._models[kernels] = made
+        cases.cast(self._models.values(), dtype, self.subject.device)
         return self._models[kernels]
 
     def _train(self, way: str, case: Case) -> Contestant:
@@ -131,8 +128,7 @@ class Bench:
         return cases.our_train_contestant(way, model, inputs, case.key["recompute"], resident=size)
 
     def _denoise(self, way: str, case: Case) -> Contestant:
-        self._round()
-        model, batch = self._model(way), case.key["batch"]
+        model, batch = self._model(way, torch.bfloat16), case.key["batch"]
         size = cases.resident_bytes(model)
         return cases.our_denoise_contestant(way, model, self.subject.inputs(batch), batch // 2, size)
 
@@ -186,8 +182,7 @@ class Bench:
             self._has_group = True
 
     def _frames(self, way: str, case: Case) -> Contestant:
-        self._round()
-        model = self._model(self.subject.kernels[0] if way == SOFTMAX else way)
+        model = self._model(self.subject.kernels[0] if way == SOFTMAX else way, torch.bfloat16)
         if way == SOFTMAX:
             model = cases.same_weights(model, cases.with_kernels(self.subject.node, "reference"))
             put_softmax_in_place(model)
@@ -204,12 +199,6 @@ class Bench:
     def _shape(self, case: Case) -> tuple[int, int, int, int]:
         video = self.subject.video
         return self.subject.spec.latent_shape(replace(video, frames=case.key["frames"]))
-
-    def _round(self) -> None:
-        """Weights in bf16 on a GPU, as sampling has them; ours are one set, cast once."""
-        if self.subject.device.type == "cuda":
-            for kernels in self.subject.kernels:
-                self._model(kernels).to(torch.bfloat16)
 
 
 def distinct_bytes(tensors: Sequence[torch.Tensor]) -> int:

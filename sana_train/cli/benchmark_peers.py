@@ -33,7 +33,15 @@ import torch
 
 from sana_train.cli import benchmark_cases as cases
 from sana_train.cli.arguments import positive, video_size
-from sana_train.cli.benchmark_run import Subject, failures, peers_report, read_subject, say, write_table
+from sana_train.cli.benchmark_run import (
+    Subject,
+    failures,
+    is_late,
+    peers_report,
+    read_subject,
+    say,
+    write_table,
+)
 from sana_train.cli.config import Node
 from sana_train.cli.diffusers_twin import diffusers_twin, twin_velocity
 from sana_train.cli.process import readable_errors
@@ -72,9 +80,9 @@ _CASES = (
     _Case("train", 1, "none"),
     _Case("train", 1, "full"),
     _Case("train", 4, "full"),
+    _Case("denoise", 2, None),
     _Case("train", 4, "selective", with_peer=False),
     _Case("train", 4, "none", with_peer=False),
-    _Case("denoise", 2, None),  # last: weights are cast for it
 )
 
 
@@ -89,6 +97,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--kernels", nargs="+", metavar="NAME",
         help="of ours, as model.kernels takes them (on a GPU all, else the reference)")  # fmt: skip
     top.add_argument("--rounds", type=positive, default=3, help="turns of each side (%(default)s)")
+    top.add_argument(
+        "--minutes", type=positive, metavar="N", help="begin no row later; the next call goes on"
+    )
     top.add_argument("--dry-run", action="store_true", help="list the rows and what is there already")
     return top
 
@@ -122,6 +133,8 @@ def run(given: argparse.Namespace) -> bool:
         num_turns = sum(given.rounds * len(case.ways(subject)) for case in left)
         with ClipProgress("turns", num_turns) as progress:
             for case in left:
+                if is_late(given.minutes):
+                    break
                 torch.compiler.reset()  # code for sizes that are over
                 contestants = sides.contestants(case)
                 timings = take_turns(contestants, given.rounds, subject.device, lambda: progress.advance(1))
@@ -190,6 +203,7 @@ class _Sides:
         ]
 
     def _train(self, way: str, case: _Case) -> Contestant:
+        cases.cast((self.twin, *self.ours.values()), torch.float32, self.subject.device)
         inputs = self.subject.inputs(case.batch)
         if way != PEER:
             size = cases.resident_bytes(self.model)
@@ -208,9 +222,7 @@ class _Sides:
         return cases.train_contestant(way, list(twin.parameters()), velocity, inputs.target, resident=size)
 
     def _denoise(self, way: str, case: _Case) -> Contestant:
-        if self.subject.device.type == "cuda":
-            for network in (self.twin, *self.ours.values()):  # ours have the same parameters, cast once
-                network.to(torch.bfloat16)
+        cases.cast((self.twin, *self.ours.values()), torch.bfloat16, self.subject.device)
         inputs = self.subject.inputs(case.batch)
         num_guided = case.batch // 2
         if way != PEER:

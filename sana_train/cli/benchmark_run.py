@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from sana_train.cli.config import Node
 from sana_train.cli.instantiate import instantiate
 from sana_train.cli.load import load
 from sana_train.cli.plan_rows import clip_size
-from sana_train.cli.preflight import check_overrides, leave_out_parts
+from sana_train.cli.preflight import STARTED_S, check_overrides, leave_out_parts
 from sana_train.cli.vae_choice import skeleton
 from sana_train.evaluation.speed import tables
 from sana_train.evaluation.speed.store import Results
@@ -120,6 +121,14 @@ def read_subject(overrides: Sequence[str], size: VideoShape | None, kernels: Seq
     video = size or (_SIZE_2B if config.scale == "2b" else clip_size(config))
     spec = skeleton(config.autoencoder).spec
     return Subject(node, model, video, spec.latent_shape(video), chosen, device, spec)
+
+
+def is_late(minutes: int | None) -> bool:
+    """Whether the process has run for so long, which is said once."""
+    if minutes is None or time.monotonic() < STARTED_S + 60 * minutes:
+        return False
+    sys.stdout.write(f"{minutes} minutes are over; the same command measures the rows that are left\n")
+    return True
 
 
 def say(row: Mapping[str, Any]) -> None:

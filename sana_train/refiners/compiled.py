@@ -56,6 +56,7 @@ class KeptRotations(nn.Module):
             with torch.no_grad():
                 self._tables = self.rotation(coords, device=device)
             self._coordinates = coords.clone()  # not a view: of those somebody may change the base
+        assert self._tables is not None
         return self._tables
 
 

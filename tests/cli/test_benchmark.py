@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from sana_train.cli import benchmark, benchmark_peers
+from sana_train.cli import benchmark, benchmark_peers, benchmark_run
 from sana_train.cli.benchmark_cases import build_dit, random_inputs, same_weights
 from sana_train.cli.benchmark_run import read_subject
 from sana_train.evaluation.speed import turns
@@ -120,6 +120,15 @@ def test_both_sides_compute_the_same_and_take_turns(tmp_path: Path) -> None:
     table = (tmp_path / "table.md").read_text()
     assert "of diffusers" in table
     assert max(map(len, table.splitlines())) <= 100
+
+
+def test_no_row_begins_after_the_minutes_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(benchmark_run, "STARTED_S", benchmark_run.STARTED_S - 3600)
+    assert run(benchmark, str(tmp_path), *ONE_BLOCK, "--minutes", "30") == 0
+    assert "30 minutes are over; the same command" in capsys.readouterr().out
+    assert results(tmp_path)["rows"] == []
 
 
 def test_sides_that_differ_are_told() -> None:

@@ -25,8 +25,8 @@ class SoftmaxAttention(nn.Module):
         """(B, N, D) -> (B, N, D)."""
         query, key, value = (part.unflatten(-1, (self.num_heads, -1)) for part in self._projected(x))
         query, key = (rotate(part, rope).to(value.dtype) for part in (query, key))
-        heads_first = (part.transpose(1, 2) for part in (query, key, value))  # (B, A, N, E)
-        return self.out(F.scaled_dot_product_attention(*heads_first).transpose(1, 2).flatten(2))
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))  # (B, A, N, E)
+        return self.out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value = self.qkv(x).chunk(3, dim=-1)
