@@ -41,7 +41,7 @@ class TrainingConfig:
     max_steps: int  # where this process stops; no schedule depends on it
     global_batch: int  # clips per optimiser step over all ranks
     micro_batch: int  # clips per forward pass of one rank; the rest of the global batch is accumulated
-    optimiser: Literal["adamw", "muon"]  # muon: for matrices, with AdamW for the rest
+    optimiser: Literal["adamw", "adamw_8bit", "muon"]  # muon: for matrices, with AdamW for the rest
     lr: float  # constant after warm-up
     warmup_steps: int
     betas: tuple[float, float]

@@ -133,10 +133,12 @@ class Parts:
         self._require_one_compiler()
         trainer = self.cfg.trainer
         where = f"trainer.strategy={trainer.strategy}"
-        if self.cfg.training.optimiser == "muon":
+        optimiser = self.cfg.training.optimiser
+        if optimiser != "adamw":
+            why = "Muon needs all of it at once" if optimiser == "muon" else "8-bit moments have blocks of it"
             raise ValueError(
-                f"{where} leaves each rank some rows of a matrix, and Muon needs all of it at once; set "
-                "training.optimiser=adamw, or trainer=ddp"
+                f"{where} leaves each rank some rows of a matrix, and {why}; set training.optimiser=adamw, "
+                "or trainer=ddp"
             )
         ranks = None
         if trainer.strategy == "hsdp":

@@ -33,7 +33,7 @@ from sana_train.cli.config import RunConfig
 from sana_train.cli.load import load
 from sana_train.cli.own_folder import own_folder
 from sana_train.cli.parts import Parts
-from sana_train.cli.plan import clip_size
+from sana_train.cli.plan_rows import clip_size
 from sana_train.cli.preflight import check_overrides, leave_out_parts
 from sana_train.cli.process import exit_when_preempted, readable_errors
 from sana_train.cli.stage_one import check_fits, generator_node, load_stage_one

@@ -20,6 +20,7 @@ from sana_train.cli.failure import failure_recorded
 from sana_train.cli.fit import Fit, clips_record, pick_device
 from sana_train.cli.load import load
 from sana_train.cli.loggers import build_loggers, log_files, log_final_metrics
+from sana_train.cli.out_of_memory import advice_when_out_of_memory
 from sana_train.cli.parts import Parts
 from sana_train.cli.process import EXIT_PREEMPTED, exit_when_preempted, one_of_a_sweep, readable_errors
 from sana_train.cli.run_id import check_same_run, portable, require_same_run, run_id
@@ -50,7 +51,7 @@ def main(cfg: DictConfig) -> None:
         config = require_weights(config)
         require_same_run(run_dir, cfg)
         facts = {"run_id": name, "config": portable(cfg)}
-        with failure_recorded(run_dir):
+        with advice_when_out_of_memory(config, device), failure_recorded(run_dir):
             run(config, facts, run_dir, device, console, lambda: check_same_run(run_dir, cfg))
 
 

@@ -21,6 +21,12 @@ from sana_train.autoencoders.weights import without_values
 from sana_train.flow.samplers import Euler, Progress
 from sana_train.flow.schedules import CustomSigmas
 from sana_train.refiners.audio import MODES, AudioMode, num_audio_latents
+from sana_train.refiners.compiled import (
+    RefinerKernels,
+    attention_kernels,
+    needed_mask,
+    without_repeated_work,
+)
 from sana_train.refiners.lora import fuse_lora_
 from sana_train.text.prompt_cache import PromptEmbeddings
 from sana_train.types import LatentSpec, VideoLatents
@@ -45,6 +51,7 @@ class LTX2Refiner(nn.Module):
         weights: a diffusers folder or hub id with a ``transformer`` subfolder; None for random weights.
         lora: a LoRA file that is added to the weights, such as the distilled one; None with merged weights.
         lora_strength: its factor.
+        kernels: ``reference``, or ``compiled`` (``refiners.compiled``), minutes at the first call.
     """
 
     def __init__(
@@ -67,6 +74,7 @@ class LTX2Refiner(nn.Module):
         weights: str | None = None,
         lora: str | None = None,
         lora_strength: float = 1.0,
+        kernels: RefinerKernels = "reference",
     ) -> None:
         super().__init__()
         from diffusers import LTX2VideoTransformer3DModel  # an import of seconds
@@ -111,6 +119,9 @@ class LTX2Refiner(nn.Module):
         self.transformer: Any = nn.Module.to(transformer, _DTYPES[dtype])
         if lora is not None:
             fuse_lora_(self.transformer, Path(lora), lora_strength)
+        self.kernels: RefinerKernels = kernels
+        if kernels == "compiled":
+            without_repeated_work(self.transformer)
         self.requires_grad_(False).eval()
 
     def audio_shape(self, latents: VideoLatents) -> tuple[int, int]:
@@ -179,27 +190,29 @@ class LTX2Refiner(nn.Module):
         dtype = self.transformer.dtype
         timestep = t * self.transformer.config.timestep_scale_multiplier  # (B,), of 0..1000
         audio_timestep = torch.zeros_like(timestep) if branch.is_clean else timestep
-        mask = prompts.mask.to(video.device)
+        mask = needed_mask(prompts.mask) if self.kernels == "compiled" else prompts.mask
+        mask = mask if mask is None else mask.to(video.device)
         num_frames, height, width = grid
-        moved, heard = self.transformer(
-            hidden_states=video.to(dtype),
-            audio_hidden_states=audio.to(dtype),
-            encoder_hidden_states=prompts.video.to(video.device, dtype),
-            audio_encoder_hidden_states=prompts.audio.to(video.device, dtype),
-            timestep=timestep,
-            audio_timestep=audio_timestep,
-            sigma=timestep,
-            audio_sigma=audio_timestep,
-            encoder_attention_mask=mask,
-            audio_encoder_attention_mask=mask,
-            num_frames=num_frames,
-            height=height,
-            width=width,
-            fps=fps,
-            audio_num_frames=audio.shape[1],
-            isolate_modalities=branch.is_isolated,
-            return_dict=False,
-        )
+        with attention_kernels(self.kernels):
+            moved, heard = self.transformer(
+                hidden_states=video.to(dtype),
+                audio_hidden_states=audio.to(dtype),
+                encoder_hidden_states=prompts.video.to(video.device, dtype),
+                audio_encoder_hidden_states=prompts.audio.to(video.device, dtype),
+                timestep=timestep,
+                audio_timestep=audio_timestep,
+                sigma=timestep,
+                audio_sigma=audio_timestep,
+                encoder_attention_mask=mask,
+                audio_encoder_attention_mask=mask,
+                num_frames=num_frames,
+                height=height,
+                width=width,
+                fps=fps,
+                audio_num_frames=audio.shape[1],
+                isolate_modalities=branch.is_isolated,
+                return_dict=False,
+            )
         return moved.float(), heard.float()
 
     def _check(

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sana_train.flow.objective import velocity_loss
 from sana_train.flow.path import noisy_latents, velocity_target
 from sana_train.models.layers.recompute import Recompute
 from sana_train.models.sana_video import SanaVideoDiT
+from sana_train.training import eight_bit
 from sana_train.training.ema import Ema
 from sana_train.training.optimiser import OptimiserName, build_optimiser
 from sana_train.utils.live_bytes import LiveBytes
@@ -106,16 +107,23 @@ def step_memory(
                 parameter.grad = torch.zeros_like(parameter)
         peak = forward_backward_peak(model, latent_shape, micro_batch, use_autocast)
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        updates = build_optimiser([{"params": parameters}], 1e-4, (0.9, 0.95), 0.0, 1e-8, optimiser)
-        updates.step()
-        state = [value for each in updates.state.values() for value in each.values()]
         weights = _bytes([*parameters, *model.buffers()])
-        moments = _bytes([value for value in state if isinstance(value, Tensor)])
+        moments = _moments(parameters, optimiser)
         averages = _bytes(list(Ema(model, 0.9).average.values()))
         gradient_bytes = _bytes(gradients)
     kept = moments + averages
     # In the optimiser's step no activation is left, but all gradients are there.
     return StepMemory(weights, gradient_bytes, moments, averages, kept + max(peak, weights + gradient_bytes))
+
+
+def _moments(parameters: list[nn.Parameter], optimiser: OptimiserName) -> int:
+    """Bytes of the optimiser's state; of the 8-bit one by its layout, without its library."""
+    if optimiser == "adamw_8bit":
+        return eight_bit.state_bytes(parameters)
+    updates = build_optimiser([{"params": parameters}], 1e-4, (0.9, 0.95), 0.0, 1e-8, optimiser)
+    updates.step()
+    state = [value for each in updates.state.values() for value in each.values()]
+    return _bytes([value for value in state if isinstance(value, Tensor)])
 
 
 def _bytes(tensors: list[Tensor]) -> int:

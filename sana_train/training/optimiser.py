@@ -1,15 +1,22 @@
-"""AdamW or Muon, warm-up, staged starts and clipping. No schedule depends on max_steps."""
+"""AdamW, AdamW in 8 bits or Muon, warm-up, staged starts and clipping. No schedule depends on max_steps."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from sana_train.training.eight_bit import build_adamw_8bit, missing_bitsandbytes
 from sana_train.training.muon import Muon
 
-OptimiserName = Literal["adamw", "muon"]
+OptimiserName = Literal["adamw", "adamw_8bit", "muon"]
+OPTIMISERS: tuple[OptimiserName, ...] = get_args(OptimiserName)
+
+
+def missing_library(name: OptimiserName) -> str | None:
+    """Why ``build_optimiser`` would refuse ``name`` on this machine; None if it would not."""
+    return missing_bitsandbytes() if name == "adamw_8bit" else None
 
 
 def build_optimiser(
@@ -20,10 +27,13 @@ def build_optimiser(
     eps: float,
     name: OptimiserName = "adamw",
 ) -> torch.optim.Optimizer:
-    """AdamW, or Muon beside AdamW, over a task's parameter groups.
+    """AdamW, AdamW with moments in 8 bits, or Muon beside AdamW, over a task's parameter groups.
 
     Each group keeps its ``lr_scale`` (default 1), ``start_step`` (default 0, the step from which it
     trains) and ``warmup_steps`` (default None, the run's) for ``set_step``.
+
+    Raises:
+        ValueError: a library that ``name`` needs is not installed.
     """
     prepared = []
     for group in groups:
@@ -40,6 +50,8 @@ def build_optimiser(
             }
         )
     fused = all(p.is_cuda for group in prepared for p in group["params"])
+    if name == "adamw_8bit":
+        return build_adamw_8bit(prepared, lr, betas, weight_decay, eps)
     if name == "muon":
         return Muon(prepared, lr, betas, weight_decay, eps, fused=fused)
     return torch.optim.AdamW(prepared, lr=lr, betas=betas, weight_decay=weight_decay, eps=eps, fused=fused)

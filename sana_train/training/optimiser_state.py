@@ -46,7 +46,10 @@ def require_same_parameters(found: Sequence[str], expected: Sequence[str], where
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    """Flat tensors of an optimiser by parameter position, so that DCP can fill them in place."""
+    """Flat tensors of an optimiser by parameter position, so that DCP can fill them in place.
+
+    A count that is kept as a number is a tensor of its own here; ``take_over_counts`` brings it back.
+    """
     flat: dict[str, Any] = {}
     position = 0
     for group in optimiser.param_groups:
@@ -54,7 +57,7 @@ def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
             state = optimiser.state.get(parameter)
             if state:
                 for name, value in state.items():
-                    flat[f"{position:04d}.{name}"] = value
+                    flat[_key(position, name)] = torch.tensor(value) if isinstance(value, int) else value
             position += 1
     return flat
 
@@ -66,12 +69,31 @@ def prepare_optimiser_state(optimiser: torch.optim.Optimizer, saved_keys: set[st
         position, name = key.split(".", 1)
         names.setdefault(int(position), []).append(name)
     position = 0
-    for group in optimiser.param_groups:
-        for parameter in group["params"]:
-            for name in names.get(position, []):
-                optimiser.state[parameter][name] = _empty_moment(name, parameter, group)
+    own = getattr(optimiser, "init_state", None)  # of moments that are not shaped like their parameter
+    for number, group in enumerate(optimiser.param_groups):
+        for index, parameter in enumerate(group["params"]):
+            if own is not None and position in names:
+                own(group, parameter, number, index)
+            else:
+                for name in names.get(position, []):
+                    optimiser.state[parameter][name] = _empty_moment(name, parameter, group)
             position += 1
     return optimiser_state(optimiser)
+
+
+def take_over_counts(optimiser: torch.optim.Optimizer, restored: dict[str, Any]) -> None:
+    """Numbers among the state, from the flat tensors that ``prepare_optimiser_state`` gave to be filled."""
+    position = 0
+    for group in optimiser.param_groups:
+        for parameter in group["params"]:
+            state = optimiser.state.get(parameter) or {}
+            for name in [name for name, value in state.items() if isinstance(value, int)]:
+                state[name] = int(restored[_key(position, name)])
+            position += 1
+
+
+def _key(position: int, name: str) -> str:
+    return f"{position:04d}.{name}"
 
 
 def _empty_moment(name: str, parameter: Tensor, group: dict[str, Any]) -> Tensor:

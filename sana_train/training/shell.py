@@ -30,6 +30,7 @@ from sana_train.training.optimiser_state import (
     parameter_names,
     prepare_optimiser_state,
     require_same_parameters,
+    take_over_counts,
 )
 from sana_train.training.sharding import Sharding, fill_whole, groups_of, sharded_copy
 from sana_train.types import Batch
@@ -43,7 +44,7 @@ class TrainingShell(pl.LightningModule):
     Args:
         task: what is trained and on which loss.
         seed: of all counters.
-        optimiser: ``adamw``, or ``muon`` for the matrices beside it.
+        optimiser: ``adamw``, ``adamw_8bit``, or ``muon`` for the matrices beside AdamW.
         lr: learning rate after warm-up; constant from there.
         warmup_steps: optimiser steps of linear warm-up.
         betas: AdamW's.
@@ -146,6 +147,7 @@ class TrainingShell(pl.LightningModule):
             require_same_parameters(run["optimiser_parameters"], names, str(self.resume_from))
             state = {"optimiser": prepare_optimiser_state(optimiser, set(run["optimiser_keys"]))}
             ckpt.load_training_state(self.resume_from, state)
+            take_over_counts(optimiser, state["optimiser"])
             self._num_window_steps = run["window"]["num_steps"]
             sums = run["window"]["sums"]
             self._window_sums = {k: torch.tensor(v, device=self.device) for k, v in sums.items()}

@@ -45,6 +45,7 @@ def test_a_sharded_run_is_that_of_one_process(place: Any) -> None:
     ("overrides", "words"),
     [
         (["trainer=fsdp2", "training.optimiser=muon"], "training.optimiser=adamw"),
+        (["trainer=fsdp2", "training.optimiser=adamw_8bit"], "training.optimiser=adamw"),
         (["trainer=hsdp", "task.compile_mode=default"], "task.compile_mode=none and.*model.kernels=compiled"),
     ],
 )

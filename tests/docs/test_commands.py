@@ -13,7 +13,9 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from sana_train.cli import (
+    benchmark,
     benchmark_loader,
+    benchmark_peers,
     convert,
     dashboard,
     evaluate,
@@ -65,6 +67,15 @@ def check(words: list[str]) -> None:
             convert.parser().parse_args(rest)
         case ["python" | "python3", "-m", "sana_train.cli.plan", *rest]:
             check_overrides(plan.parser().parse_intermixed_args(rest).overrides)
+            GlobalHydra.instance().clear()
+        case [
+            "python" | "python3",
+            "-m",
+            "sana_train.cli.benchmark" | "sana_train.cli.benchmark_peers" as module,
+            *rest,
+        ]:
+            parser = benchmark.parser() if module.endswith("benchmark") else benchmark_peers.parser()
+            check_overrides(parser.parse_intermixed_args(rest).overrides)
             GlobalHydra.instance().clear()
         case ["python" | "python3", "-m", "sana_train.cli.vbench", *rest]:
             vbench.parser().parse_args(rest)

@@ -9,7 +9,12 @@ import torch
 from training_harness import assert_same_run, final_state, launch, make_task, metrics
 
 from sana_train.training import checkpoint as ckpt
+from sana_train.training.eight_bit import missing_bitsandbytes
 from sana_train.training.optimiser import OptimiserName
+
+needs_bitsandbytes = pytest.mark.skipif(
+    missing_bitsandbytes() is not None, reason="bitsandbytes is not installed"
+)
 
 
 @pytest.mark.parametrize(
@@ -21,6 +26,15 @@ from sana_train.training.optimiser import OptimiserName
         pytest.param(2, 2, 4, "adamw", id="stopped after the kept layers started, with accumulation"),
         pytest.param(8, None, 1, "muon", id="two kinds of moments"),
         pytest.param(8, 4, 1, "muon", id="two kinds of moments, stopped before the kept layers start"),
+        pytest.param(8, None, 1, "adamw_8bit", id="moments in 8 bits", marks=needs_bitsandbytes),
+        pytest.param(
+            4,
+            4,
+            2,
+            "adamw_8bit",
+            id="moments in 8 bits, stopped before the kept layers start",
+            marks=needs_bitsandbytes,
+        ),
     ],
 )
 def test_two_processes_equal_one(

@@ -1,0 +1,90 @@
+"""How fast steps were where they were measured: what ``cli.plan`` predicts seconds from.
+
+``data/step_rates.json`` is made of records by ``experiments/speed/calibrate.py``; every rate names its own.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sana_train.cli.load import CONF_DIR
+from sana_train.models.layers.recompute import Recompute
+
+RATES_FILE = CONF_DIR.parent / "data" / "step_rates.json"
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Of one way to compute.
+
+    Attributes:
+        flops_per_s: matrix FLOPs, recomputed ones included, over the time of forward and backward.
+        activation_bytes: of a token beyond weights, gradients and moments, measured; None: not measured.
+        source: folders of its records, and what was taken from elsewhere for want of one.
+    """
+
+    flops_per_s: float
+    activation_bytes: float | None
+    source: str
+
+
+@dataclass(frozen=True)
+class Rates:
+    """All of the file, for one chip.
+
+    Attributes:
+        memory_bytes_per_s: what optimisers and averages reach.
+        node_bytes_per_s, network_bytes_per_s: of a GPU to others of its node, and of other nodes.
+    """
+
+    chip: str
+    memory_bytes_per_s: float
+    node_bytes_per_s: float
+    network_bytes_per_s: float
+    rows: tuple[dict[str, Any], ...]
+
+    def of(self, kernels: str, recompute: Recompute) -> Rate:
+        """The rate of that way; of the nearest one measured, which ``source`` says, where it was not.
+
+        Another chip's comes before another way's: a way's share of its chip's peak varies more.
+        """
+        attempts = (
+            (self.chip, kernels, recompute, ""),
+            (None, kernels, recompute, ""),
+            (self.chip, kernels, None, f", {recompute} not measured"),
+            (None, kernels, None, f", {recompute} not measured"),
+            (None, "reference", recompute, f", {kernels} not measured: that of reference"),
+        )
+        for chip, way, policy, remark in attempts:
+            for row in self.rows:
+                fits = row["kernels"] == way and (policy is None or row["recompute"] == policy)
+                if fits and (chip is None or row["chip"] == chip):
+                    folders = dict.fromkeys(str(Path(record).parent) for record in row["records"])
+                    source = f"{', '.join(folders).replace('/parts', '')} ({row['chip']}{remark})"
+                    measured = row["activation_bytes"] if row["recompute"] == recompute else None
+                    return Rate(row["flops_per_s"], measured if way == kernels else None, source)
+        raise ValueError(
+            f"{RATES_FILE} has no rate of {kernels} with trainer.recompute={recompute}; make it anew"
+        )
+
+
+def read_rates(chip: str, path: Path = RATES_FILE) -> Rates:
+    """Rates of ``chip``, a name of ``PEAK_BF16_FLOPS``.
+
+    Raises:
+        ValueError: the file is missing.
+    """
+    if not path.is_file():
+        raise ValueError(f"no {path}, which seconds are predicted from; it is part of the repository")
+    content = json.loads(path.read_text())
+    memory = content["memory_bytes_per_s"]
+    return Rates(
+        chip=chip,
+        memory_bytes_per_s=memory.get(chip, memory["H100"])["value"],
+        node_bytes_per_s=content["exchange_bytes_per_s"]["node"]["value"],
+        network_bytes_per_s=content["exchange_bytes_per_s"]["network"]["value"],
+        rows=tuple(content["rates"]),
+    )
