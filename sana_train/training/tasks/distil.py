@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from sana_train.flow.objective import velocity_loss
+from sana_train.flow.time_sampling import Uniform
 from sana_train.protocols import Autoencoder, Reader, TextEncoder
 from sana_train.refiners.audio import MODES
 from sana_train.refiners.ltx2 import LTX2Refiner, pack
+from sana_train.refiners.primed import PrimedRotations
 from sana_train.refiners.upsampler import LTX2Upsampler
 from sana_train.text.prompt_cache import PromptEmbeddings
 from sana_train.training.tasks.refine import RefineTask
-from sana_train.flow.time_sampling import Uniform
 from sana_train.types import Batch
 from sana_train.utils.rng import SampleRng
 
@@ -34,7 +35,7 @@ class DistilTask(RefineTask):
     Args:
         refiner: with the weights of the teacher, of which the student is a copy; its schedule and its audio
             mode are what the student is distilled to.
-        autoencoder, upsampler, text_encoder, reader, fps, audio_weight, num_heldout_clips: as of ``RefineTask``.
+        autoencoder, upsampler, text_encoder, reader, fps, audio_weight, num_heldout_clips: of ``RefineTask``.
         num_teacher_steps: Euler steps of the teacher for each evaluation of the student.
         compile_mode: ``torch.compile`` mode of one evaluation of each, or ``none``.
     """
@@ -63,6 +64,7 @@ class DistilTask(RefineTask):
             num_heldout_clips, "none",
         )  # fmt: skip
         self.frozen = [*self.frozen, self.teacher]
+        self._rotations = (self.rotations, PrimedRotations(self.teacher.transformer))
         self.times: list[float] = refiner.schedule.sigmas().tolist()
         self.num_teacher_steps = num_teacher_steps
         self._student: Callable[..., _Streams] = refiner.velocities
@@ -81,6 +83,8 @@ class DistilTask(RefineTask):
         video = pack((1.0 - first) * stage_one + first * noise)
         start = (video, MODES[self.refiner.audio].start(audio_noise, first))
         grid = (latents.shape[2], latents.shape[3], latents.shape[4])
+        for rotations in self._rotations:
+            rotations.prime(len(latents), grid, audio_noise.shape[1], self.fps, latents.device)
         return self._losses_of(start, self._taught(start, prompts, grid), prompts, grid)
 
     @torch.no_grad()

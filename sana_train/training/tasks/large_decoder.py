@@ -48,7 +48,7 @@ class LargeDecoderTask:
     ) -> None:
         if not isinstance(autoencoder, LTX2TwoDecoders):
             raise ValueError(
-                f"{type(autoencoder).__name__} has no decoder of large clips; choose autoencoder=ltx2_tiny_256"
+                f"{type(autoencoder).__name__} has no decoder of large clips; set autoencoder=ltx2_tiny_256"
             )
         self.autoencoder = autoencoder.requires_grad_(False).eval()
         self.model: nn.Module = autoencoder.large.requires_grad_(True).train()

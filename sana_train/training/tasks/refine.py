@@ -27,6 +27,7 @@ from sana_train.flow.time_sampling import TimeSampler
 from sana_train.protocols import Autoencoder, ClipSource, Reader, TextEncoder
 from sana_train.refiners.ltx2 import LTX2Refiner, pack
 from sana_train.refiners.pairs import StagePairs
+from sana_train.refiners.primed import PrimedRotations
 from sana_train.refiners.upsampler import LTX2Upsampler
 from sana_train.text.prompt_cache import PromptEmbeddings
 from sana_train.training.tasks.diffusers_export import publish_diffusers, round_to_bf16
@@ -71,6 +72,7 @@ class RefineTask:
         self.audio_weight, self.num_heldout_clips = audio_weight, num_heldout_clips
         self._space = autoencoder.fingerprint()
         self.encoder = StagePairs(autoencoder, upsampler)
+        self.rotations = PrimedRotations(refiner.transformer)
         self.first_sigma = float(refiner.schedule.sigmas()[0])
         self.model: nn.Module = refiner.transformer.requires_grad_(True).train()
         encoders: list[Any] = [autoencoder, upsampler, text_encoder]
@@ -90,6 +92,8 @@ class RefineTask:
         noise = rng.normal("noise", tuple(latents.shape[1:]))
         audio_noise = rng.normal("audio_noise", tuple(audio.shape[1:]))
         t = self.time_sampler.sample(rng)
+        grid = (latents.shape[2], latents.shape[3], latents.shape[4])
+        self.rotations.prime(len(latents), grid, audio.shape[1], self.fps, latents.device)
         return self._losses(latents, stage_one, audio, noise, audio_noise, t, prompts.video, prompts.mask)
 
     def _plain_losses(
@@ -161,6 +165,7 @@ class RefineTask:
     def judge(self, heldout: ClipSource) -> dict[str, float]:
         """Held-out metrics, means over clips to which they apply."""
         self.model.eval()
+        self.rotations.clear()
         device = next(self.model.parameters()).device
         return heldout_means(self._judge, heldout, self.num_heldout_clips, device)
 

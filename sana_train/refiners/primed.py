@@ -1,0 +1,69 @@
+"""Rotary tables of one size, made before a compiled step instead of in it.
+
+diffusers makes them anew in every forward, with constants on the CPU, beside which no step can become a CUDA
+graph. Legend: B clips, T/H/W latent grid, L audio tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_NAMES = ("rope", "audio_rope", "cross_attn_rope", "cross_attn_audio_rope")
+
+
+class PrimedRotation(nn.Module):
+    """A rotary embedding of diffusers that gives ``tables`` where it has some."""
+
+    def __init__(self, rotation: Any) -> None:
+        super().__init__()
+        self.rotation = rotation
+        self.tables: tuple[Tensor, Tensor] | None = None
+
+    def prepare_video_coords(self, *given: Any, **named: Any) -> Tensor:
+        return self.rotation.prepare_video_coords(*given, **named)
+
+    def prepare_audio_coords(self, *given: Any, **named: Any) -> Tensor:
+        return self.rotation.prepare_audio_coords(*given, **named)
+
+    def forward(self, coords: Tensor, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
+        return self.rotation(coords, device=device) if self.tables is None else self.tables
+
+
+class PrimedRotations:
+    """The four of an ``LTX2VideoTransformer3DModel``, exchanged in place.
+
+    Between ``prime`` and ``clear`` the transformer must get no other size.
+    """
+
+    def __init__(self, transformer: Any) -> None:
+        for name in _NAMES:
+            setattr(transformer, name, PrimedRotation(getattr(transformer, name)))
+        self.transformer = transformer
+        self._size: tuple[Any, ...] | None = None
+
+    @torch.no_grad()
+    def prime(
+        self, num_clips: int, grid: tuple[int, int, int], num_audio: int, fps: float, device: torch.device
+    ) -> None:
+        """Make the tables of B clips of a grid (T, H, W) and L audio tokens, unless they are there."""
+        size = (num_clips, grid, num_audio, fps, device)
+        if size == self._size:
+            return
+        self.clear()
+        network = self.transformer
+        video = network.rope.prepare_video_coords(num_clips, *grid, device, fps=fps)
+        audio = network.audio_rope.prepare_audio_coords(num_clips, num_audio, device)
+        for name, coords in zip(_NAMES, (video, audio, video[:, 0:1], audio[:, 0:1]), strict=True):
+            rotation = getattr(network, name)
+            cosines, sines = rotation(coords, device=device)
+            rotation.tables = (cosines.contiguous(), sines.contiguous())
+        self._size = size
+
+    def clear(self) -> None:
+        """Back to tables made at every forward."""
+        for name in _NAMES:
+            getattr(self.transformer, name).tables = None
+        self._size = None
