@@ -39,6 +39,7 @@ train() { # PRESET MINUTES
     return 1
   fi
   rm -rf "$out" && mkdir -p "$out" && cp -r "$runs/$id/export/." "$out/" && rm -f "$out/levels.npz" || return 1
+  echo "{\"seconds\": $((SECONDS - start))}" >"$out/seconds.json" # of one GPU, set-up and measuring included
   echo "$id: $(grep -o '"steps": [0-9]*' "$out/record.json"), $((SECONDS - start)) s, in $out"
   "$python" -c 'import json, sys
 for name, value in json.load(open(sys.argv[1]))["heldout"].items():

