@@ -122,7 +122,8 @@ def judge_single(out: Path, single: Path, num_clips: int, shared: Sequence[str])
     """The single stage with as many steps as take no longer than both stages, measured on this machine."""
     file = out / "single_steps.json"
     if not file.is_file():
-        probe = Plan("single_probe", single, "single", min(num_clips, 128), ("two_stage.num_shown=0",))
+        overrides = ("two_stage.num_shown=0", f"convergence.generator.schedule.num_steps={_PROBE_STEPS}")
+        probe = Plan("single_probe", single, "single", min(num_clips, 128), overrides)
         probe.run(out, shared)
         seconds = metrics_of(out, probe.name)["seconds_per_clip"]["single"]
         both = latency(out)
