@@ -1,12 +1,12 @@
-"""The record of both tiny stages: bars, controls, audio variants, numbers of evaluations, the single stage.
+"""The record of both tiny stages: bars, controls, audio variants, numbers of evaluations, one stage alone.
 
-    python experiments/two_stage_tiny/record.py OUT WEIGHTS [--stage-one EXPORT] [--single EXPORT] [KEY=VALUE ...]
+    python experiments/two_stage_tiny/record.py OUT WEIGHTS [--stage-one EXPORT] [--single EXPORT] [KEY=VALUE ..]
 
 WEIGHTS is a folder as data/tiny with what train.sh left there: ltx2_large, ltx2_upsampler, ltx2_refiner, and
-where they are ltx2_refiner_teacher, ltx2_refiner_video (no audio branch). EXPORT is of a DiT in the tiny LTX-2
-space; it defaults to WEIGHTS/sana_ltx2_stage1, --single to WEIGHTS/sana_ltx2_256. Each evaluation is evaluate.py's,
-in OUT/<name>, and the same command goes on where it was stopped; then results.json, tables.md and figure.png are
-drawn of what is done. KEY=VALUE are overrides for all of them, e.g. two_stage.batch_size=32 trainer=cpu.
+where they are ltx2_refiner_teacher and ltx2_refiner_video (no audio branch). EXPORT is of a DiT in the tiny
+LTX-2 space: WEIGHTS/sana_ltx2_stage1, or WEIGHTS/sana_ltx2_256 for --single, if none is given. Each evaluation
+is evaluate.py's, in OUT/<name>, and the same command goes on where it was stopped; results.json, tables.md and
+figure.png are drawn of what is done. KEY=VALUE are overrides for all of them, e.g. trainer=cpu.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,8 +54,9 @@ class Plan:
         words = [f"checkpoint={self.checkpoint}", f"out={out / self.name}", "experiment=two_stage"]
         words += ["autoencoder=ltx2_tiny_256", "upsampler=ltx2_tiny", f"two_stage.columns=[{self.columns}]"]
         words += [f"two_stage.num_clips={self.num_clips}", *shared, *self.overrides]
-        print(evaluate.evaluate(evaluate.parser().parse_intermixed_args(words)))
-        print(f"{self.name}: {time.perf_counter() - start:.0f} s", flush=True)
+        evaluate.evaluate(evaluate.parser().parse_intermixed_args(words))
+        sys.stdout.write(f"{self.name}: {time.perf_counter() - start:.0f} s\n")
+        sys.stdout.flush()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -88,7 +90,7 @@ def main() -> None:
         if (single / "record.json").is_file():
             judge_single(given.out, single, given.num_clips, shared)
         report(given.out, weights)
-    print((given.out / "tables.md").read_text())
+    sys.stdout.write((given.out / "tables.md").read_text())
 
 
 def plans(
@@ -243,7 +245,11 @@ def _thesis(out: Path, weights: Path, clips: Mapping[str, Mapping[str, Array]]) 
         ("one stage", ("sana_ltx2_256",), clips["single"], "single",
          metrics_of(out, "single")["seconds_per_clip"]["single"]),
     ):  # fmt: skip
-        row: dict[str, Any] = {"model": label, "training_s": _training_s(weights, parts), "latency_s": seconds}
+        row: dict[str, Any] = {
+            "model": label,
+            "training_s": _training_s(weights, parts),
+            "latency_s": seconds,
+        }
         for metric in ("semantic", "colour", "texture", "spectrum_gap"):
             mean = alone(values[f"{column}/{metric}"])
             row[metric] = mean and mean.__dict__
@@ -254,7 +260,7 @@ def _thesis(out: Path, weights: Path, clips: Mapping[str, Mapping[str, Array]]) 
 
 
 def _training_s(weights: Path, parts: Sequence[str]) -> float | None:
-    """Seconds of one GPU, set-up and measuring included, as train.sh took them; None where one is not known."""
+    """Seconds of one GPU, set-up and measuring included, as train.sh took them; None if one is not known."""
     files = [weights / part / "seconds.json" for part in parts]
     if not all(file.is_file() for file in files):
         return None
@@ -298,7 +304,9 @@ def _tables(
     if thesis:
         rows = [["", *(str(row["model"]) for row in thesis)]]
         for key, label in (("training_s", "training, GPU s"), ("latency_s", "latency, s a clip")):
-            rows.append([label, *(f"{row[key]:.3f}" if row[key] is not None else "not known" for row in thesis)])
+            rows.append(
+                [label, *(f"{row[key]:.3f}" if row[key] is not None else "not known" for row in thesis)]
+            )
         for metric in ("semantic", "colour", "texture", "spectrum_gap"):
             rows.append([metric, *(_text(row[metric]) for row in thesis)])
             gain = _text(thesis[0][f"{metric}, two stages - one"], sign=True)

@@ -8,7 +8,6 @@ does itself. Legend: B clips, N video tokens, C channels, L audio tokens, Ca aud
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -22,7 +21,7 @@ from sana_train.refiners.ltx2 import LTX2Refiner, pack
 from sana_train.refiners.primed import PrimedRotations
 from sana_train.refiners.upsampler import LTX2Upsampler
 from sana_train.text.prompt_cache import PromptEmbeddings
-from sana_train.training.tasks.refine import RefineTask
+from sana_train.training.tasks.refine import RefineTask, compile_blocks
 from sana_train.types import Batch
 from sana_train.utils.rng import SampleRng
 
@@ -37,7 +36,7 @@ class DistilTask(RefineTask):
             mode are what the student is distilled to.
         autoencoder, upsampler, text_encoder, reader, fps, audio_weight, num_heldout_clips: of ``RefineTask``.
         num_teacher_steps: Euler steps of the teacher for each evaluation of the student.
-        compile_mode: ``torch.compile`` mode of one evaluation of each, or ``none``.
+        compile_mode: ``blocks`` compiles the blocks of both, ``none`` nothing.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class DistilTask(RefineTask):
         audio_weight: float,
         num_heldout_clips: int,
         num_teacher_steps: int,
-        compile_mode: Literal["none", "default"],
+        compile_mode: Literal["none", "blocks"],
     ) -> None:
         if num_teacher_steps < 2:
             raise ValueError(
@@ -67,11 +66,9 @@ class DistilTask(RefineTask):
         self._rotations = (self.rotations, PrimedRotations(self.teacher.transformer))
         self.times: list[float] = refiner.schedule.sigmas().tolist()
         self.num_teacher_steps = num_teacher_steps
-        self._student: Callable[..., _Streams] = refiner.velocities
-        self._teacher: Callable[..., _Streams] = self.teacher.velocities
-        if compile_mode != "none":
-            self._student = torch.compile(refiner.velocities, mode=compile_mode, dynamic=False)
-            self._teacher = torch.compile(self.teacher.velocities, mode=compile_mode, dynamic=False)
+        if compile_mode == "blocks":
+            compile_blocks(refiner)
+            compile_blocks(self.teacher)
 
     def step(self, batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
         """``loss``; ``video`` and ``audio`` alone; ``end``, squared distance of the two ends: each (B,)."""
@@ -97,7 +94,7 @@ class DistilTask(RefineTask):
         for upper, lower in zip(self.times[:-1], self.times[1:], strict=True):
             step = (upper - lower) / self.num_teacher_steps
             for i in range(self.num_teacher_steps):
-                moved = self._evaluate(self._teacher, state, upper - i * step, prompts, grid)
+                moved = self._evaluate(self.teacher, state, upper - i * step, prompts, grid)
                 state = (state[0] - step * moved[0], state[1] - step * moved[1])
             states.append(state)
         return states
@@ -112,7 +109,7 @@ class DistilTask(RefineTask):
         state, video_losses, audio_losses = start, [], []
         for i, target in enumerate(taught):
             step = self.times[i] - self.times[i + 1]
-            moved = self._evaluate(self._student, state, self.times[i], prompts, grid)
+            moved = self._evaluate(self.refiner, state, self.times[i], prompts, grid)
             video_losses.append(velocity_loss(moved[0], (state[0] - target[0]) / step))
             audio_losses.append(velocity_loss(moved[1], (state[1] - target[1]) / step))
             state = (state[0] - step * moved[0].detach(), state[1] - step * moved[1].detach())
@@ -122,12 +119,12 @@ class DistilTask(RefineTask):
 
     def _evaluate(
         self,
-        network: Callable[..., _Streams],
+        network: LTX2Refiner,
         state: _Streams,
         time: float,
         prompts: PromptEmbeddings,
         grid: tuple[int, int, int],
     ) -> _Streams:
         t = torch.full((len(state[0]),), time, device=state[0].device)
-        moved, heard = network(*state, t, prompts, grid, self.fps)
+        moved, heard = network.velocities(*state, t, prompts, grid, self.fps)
         return moved, torch.zeros_like(heard) if MODES[self.refiner.audio].is_clean else heard
