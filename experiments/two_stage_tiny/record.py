@@ -1,12 +1,12 @@
-"""The record of both tiny stages: bars, controls, audio variants, numbers of evaluations, one stage alone.
+"""The record of both tiny stages: bars, controls, audio variants, evaluations, one stage alone.
 
-    python experiments/two_stage_tiny/record.py OUT WEIGHTS [--stage-one EXPORT] [--single EXPORT] [KEY=VALUE ..]
+    python experiments/two_stage_tiny/record.py OUT WEIGHTS [--stage-one DIT] [--single DIT] [KEY=VALUE ...]
 
 WEIGHTS is a folder as data/tiny with what train.sh left there: ltx2_large, ltx2_upsampler, ltx2_refiner, and
-where they are ltx2_refiner_teacher and ltx2_refiner_video (no audio branch). EXPORT is of a DiT in the tiny
-LTX-2 space: WEIGHTS/sana_ltx2_stage1, or WEIGHTS/sana_ltx2_256 for --single, if none is given. Each evaluation
-is evaluate.py's, in OUT/<name>, and the same command goes on where it was stopped; results.json, tables.md and
-figure.png are drawn of what is done. KEY=VALUE are overrides for all of them, e.g. trainer=cpu.
+where they are ltx2_refiner_teacher and ltx2_refiner_video (no audio branch). DIT is the export of one in the
+tiny LTX-2 space; WEIGHTS/sana_ltx2_stage1, and WEIGHTS/sana_ltx2_256 for --single, if none is given. Each
+evaluation is evaluate.py's, in OUT/<name>, and the same command goes on where it was stopped; results.json,
+tables.md and figure.png are drawn of what is done. KEY=VALUE are overrides of all, e.g. trainer=cpu.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 from sana_train.cli import evaluate
 from sana_train.cli.process import readable_errors
 from sana_train.evaluation.convergence.levels import load_arrays
-from sana_train.evaluation.figure_style import MUTED, new_figure
+from sana_train.evaluation.figure_style import HEADLINE_COLOURS, INK, MUTED, new_figure
 from sana_train.evaluation.record_tables import markdown_table
 from sana_train.evaluation.stages.summary import Array, Bootstrap, Mean
 from sana_train.utils.files import publish_file, write_json
@@ -34,6 +34,11 @@ from sana_train.utils.files import publish_file, write_json
 AUDIO = ("zero_noised", "zero_clean", "pure_noise", "isolated")
 EVALUATIONS = (2, 3, 4, 5)
 COARSE = ("shape", "motion", "relation", "count", "colour", "background")
+GROUPS = {
+    "semantic": ("shape", "motion", "relation", "count"),
+    "colour": ("colour",),
+    "texture": ("texture", "frequency"),
+}
 MAIN = "main"
 _NUM_DRAWS, _PROBE_STEPS = 2000, 30
 _METRICS = ("textured_psnr_db", "psnr_db", "spectrum_gap", "semantic", "colour", "texture")
@@ -328,22 +333,24 @@ def _figure(
         for i, metric in enumerate(("semantic", "colour", "texture")):
             means = [columns[name][metric] for name in shown]
             places = np.arange(len(shown)) + 0.26 * (i - 1)
-            accuracy.bar(places, [mean.mean if mean else np.nan for mean in means], 0.24, label=metric)
+            heights = [mean.mean if mean else np.nan for mean in means]
+            accuracy.bar(places, heights, 0.24, label=metric, color=HEADLINE_COLOURS[metric])
+            guess = float(np.mean([chance[name] for name in GROUPS[metric] if name in chance]))
+            accuracy.hlines([guess] * len(places), places - 0.12, places + 0.12, color=INK, linestyle=":")
         accuracy.set_xticks(np.arange(len(shown)), shown)
-        accuracy.set_title("Read right")
-        accuracy.axhline(float(np.mean(list(chance.values()))), color=MUTED, linestyle="--", label="chance")
+        accuracy.set_title("Read right (dotted: chance)")
         accuracy.legend(loc="lower right")
         gaps = {name: means["spectrum_gap"] for name, means in columns.items() if means.get("spectrum_gap")}
-        gap.barh(list(gaps), [mean.mean if mean else np.nan for mean in gaps.values()])
+        gap.barh(list(gaps), color=MUTED, width=[mean.mean if mean else np.nan for mean in gaps.values()])
         gap.set_title("Gap of the top band, log power")
         gap.invert_yaxis()
         named = [row for row in variants if "textured_psnr_db" in row]
         values = [row["textured_psnr_db"] for row in named]
-        texture.barh([row["variant"] for row in named], values)
+        texture.barh([row["variant"] for row in named], values, color=HEADLINE_COLOURS["texture"])
         before = columns["clip_stage1"].get("textured_psnr_db")
         if before is not None:
             texture.axvline(before.mean, color=MUTED, linestyle="--")
-        texture.set_title("PSNR inside textures, dB (dashed: stage 1)")
+        texture.set_title("Textures, dB (dashed: stage 1)")
         texture.invert_yaxis()
 
 
