@@ -27,6 +27,7 @@ from sana_train.cli import evaluate
 from sana_train.cli.process import readable_errors
 from sana_train.evaluation.convergence.levels import load_arrays
 from sana_train.evaluation.figure_style import HEADLINE_COLOURS, INK, MUTED, new_figure
+from sana_train.evaluation.reader import GROUPS
 from sana_train.evaluation.record_tables import markdown_table
 from sana_train.evaluation.stages.summary import Array, Bootstrap, Mean
 from sana_train.utils.files import publish_file, write_json
@@ -34,11 +35,6 @@ from sana_train.utils.files import publish_file, write_json
 AUDIO = ("zero_noised", "zero_clean", "pure_noise", "isolated")
 EVALUATIONS = (2, 3, 4, 5)
 COARSE = ("shape", "motion", "relation", "count", "colour", "background")
-GROUPS = {
-    "semantic": ("shape", "motion", "relation", "count"),
-    "colour": ("colour",),
-    "texture": ("texture", "frequency"),
-}
 MAIN = "main"
 _NUM_DRAWS, _PROBE_STEPS = 2000, 30
 _METRICS = ("textured_psnr_db", "psnr_db", "spectrum_gap", "semantic", "colour", "texture")

@@ -22,6 +22,7 @@ from sana_train.flow.samplers import Euler, Progress
 from sana_train.flow.schedules import CustomSigmas
 from sana_train.refiners.audio import MODES, AudioMode, num_audio_latents
 from sana_train.refiners.lora import fuse_lora_
+from sana_train.refiners.video_only import load_video, remove_audio, video_velocity
 from sana_train.text.prompt_cache import PromptEmbeddings
 from sana_train.types import LatentSpec, VideoLatents
 
@@ -42,7 +43,8 @@ class LTX2Refiner(nn.Module):
         caption_channels: width of the prompts, both streams.
         base_size_px: height and width that spatial positions are relative to.
         dtype: of the weights; the walk itself is in float32.
-        weights: a diffusers folder or hub id with a ``transformer`` subfolder; None for random weights.
+        weights: a diffusers folder or hub id with a ``transformer`` subfolder; None for random weights. With
+            ``audio`` none, one whose weights have no audio branch, or whose audio branch is not to be read.
         lora: a LoRA file that is added to the weights, such as the distilled one; None with merged weights.
         lora_strength: its factor.
     """
@@ -103,7 +105,11 @@ class LTX2Refiner(nn.Module):
                 caption_channels=caption_channels,
                 rope_type="split",  # as released; the class's own default is another
             )
-        if weights is not None:
+        if audio == "none":
+            remove_audio(transformer)
+        if weights is not None and audio == "none":
+            load_video(transformer, weights)
+        elif weights is not None:
             transformer = load_diffusers(
                 transformer, weights, _REMEDY, part="transformer", dtype=_DTYPES[dtype]
             )
@@ -180,6 +186,10 @@ class LTX2Refiner(nn.Module):
         timestep = t * self.transformer.config.timestep_scale_multiplier  # (B,), of 0..1000
         audio_timestep = torch.zeros_like(timestep) if branch.is_clean else timestep
         mask = prompts.mask.to(video.device)
+        if self.audio == "none":
+            context = prompts.video.to(video.device, dtype)
+            moved = video_velocity(self.transformer, video.to(dtype), timestep, context, mask, grid, fps)
+            return moved.float(), torch.zeros_like(audio, dtype=torch.float32)
         num_frames, height, width = grid
         moved, heard = self.transformer(
             hidden_states=video.to(dtype),

@@ -39,7 +39,8 @@ class PrimedRotations:
     """
 
     def __init__(self, transformer: Any) -> None:
-        for name in _NAMES:
+        self._names = [name for name in _NAMES if hasattr(transformer, name)]  # of video alone there is one
+        for name in self._names:
             setattr(transformer, name, PrimedRotation(getattr(transformer, name)))
         self.transformer = transformer
         self._size: tuple[Any, ...] | None = None
@@ -55,15 +56,18 @@ class PrimedRotations:
         self.clear()
         network = self.transformer
         video = network.rope.prepare_video_coords(num_clips, *grid, device, fps=fps)
-        audio = network.audio_rope.prepare_audio_coords(num_clips, num_audio, device)
-        for name, coords in zip(_NAMES, (video, audio, video[:, 0:1], audio[:, 0:1]), strict=True):
-            rotation = getattr(network, name)
+        coordinates = {"rope": video, "cross_attn_rope": video[:, 0:1]}
+        if "audio_rope" in self._names:
+            audio = network.audio_rope.prepare_audio_coords(num_clips, num_audio, device)
+            coordinates |= {"audio_rope": audio, "cross_attn_audio_rope": audio[:, 0:1]}
+        for name in self._names:
+            rotation, coords = getattr(network, name), coordinates[name]
             cosines, sines = rotation(coords, device=device)
             rotation.tables = (cosines.contiguous(), sines.contiguous())
         self._size = size
 
     def clear(self) -> None:
         """Back to tables made at every forward."""
-        for name in _NAMES:
+        for name in self._names:
             getattr(self.transformer, name).tables = None
         self._size = None
