@@ -1,7 +1,7 @@
 """An LTX-2.0 transformer without its audio branch: the video stream's layers alone, as weights and as work.
 
-diffusers' class always has both streams. Without the layers of audio and of attention between the streams, what
-is left is a video transformer whose forward is here; with weights of both it equals diffusers' with
+diffusers' class always has both streams. Without the layers of audio and of attention between the streams, a
+video transformer is left, whose forward is here; with weights of both it equals diffusers' with
 ``isolate_modalities`` (``tests/refiners/test_video_only.py``). Legend: B clips, N video tokens, C channels,
 S text tokens, D width.
 """
@@ -15,18 +15,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 FILE_NAME = "transformer/diffusion_pytorch_model.safetensors"
-_OF_AUDIO = ("audio", "av_cross_attn", "a2v", "cross_attn_rope")
+_BETWEEN = ("av_cross_attn", "cross_attn_rope")  # of attention between the streams
 
 
 def is_of_audio(name: str) -> bool:
     """Whether a module or parameter is of the audio stream, or of attention between the streams."""
-    return any(
-        part.startswith(_OF_AUDIO) or "_a2v_" in part or "_to_audio" in part for part in name.split(".")
-    )
+    parts = name.split(".")
+    return any("audio" in part or "a2v" in part or part.startswith(_BETWEEN) for part in parts)
 
 
 def remove_audio(transformer: Any) -> None:
-    """Take every layer out of an ``LTX2VideoTransformer3DModel`` that is not of the video stream, in place."""
+    """Take all that is not of the video stream out of an ``LTX2VideoTransformer3DModel``, in place."""
     for module in (transformer, *transformer.transformer_blocks):
         for name in [name for name, _ in module.named_children() if is_of_audio(name)]:
             delattr(module, name)
@@ -44,7 +43,7 @@ def load_video(transformer: Any, weights: str | Path) -> None:
     file = Path(weights) / FILE_NAME
     if not file.is_file():
         raise FileNotFoundError(
-            f"no weights at {file.absolute()}; refiner.audio=none reads a folder that was trained so, in one file"
+            f"no weights at {file.absolute()}; refiner.audio=none reads a folder that was trained so"
         )
     state = {name: value for name, value in load_file(file).items() if not is_of_audio(name)}
     try:
@@ -58,13 +57,19 @@ def video_velocity(
     video: Tensor,
     timestep: Tensor,
     context: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     grid: tuple[int, int, int],
     fps: float,
 ) -> Tensor:
-    """Noisy tokens (B, N, C), timesteps (B,) of 0..1000, context (B, S, D), mask (B, S) -> velocity (B, N, C)."""
+    """Noisy tokens (B, N, C) at timesteps (B,) of 0..1000 -> velocity (B, N, C).
+
+    Args:
+        context: (B, S, caption channels).
+        mask: (B, S) of it; None leaves nothing out.
+    """
     num_clips = len(video)
-    bias = ((1 - mask.to(video.dtype)) * -10000.0).unsqueeze(1)  # as diffusers masks
+    # As diffusers masks.
+    bias = None if mask is None else ((1 - mask.to(video.dtype)) * -10000.0).unsqueeze(1)
     coords = transformer.rope.prepare_video_coords(num_clips, *grid, video.device, fps=fps)
     rotations = transformer.rope(coords, device=video.device)
     hidden = transformer.proj_in(video)
@@ -86,7 +91,7 @@ def _block(
     context: Tensor,
     modulation: Tensor,
     rotations: tuple[Tensor, Tensor],
-    bias: Tensor,
+    bias: Tensor | None,
 ) -> Tensor:
     """(B, N, D) -> (B, N, D): attention, attention to the text, feed-forward."""
     parts = block.get_mod_params(block.scale_shift_table, modulation, len(hidden))
