@@ -132,3 +132,10 @@ class Task(Protocol):
     def export(self, directory: Path, train: ClipSource, heldout: ClipSource, record: dict[str, Any]) -> Any:
         """Measure the trained model on held-out clips and publish its weights and record in ``directory``."""
         ...
+
+
+@runtime_checkable
+class Encodes(Protocol):
+    """A task that reads more of a clip than its latents: what its clips are encoded by, once."""
+
+    encoder: Autoencoder

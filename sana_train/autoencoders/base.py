@@ -27,10 +27,12 @@ class VideoAutoencoder(nn.Module, ABC):
         spec: geometry of the latent space.
         settings: what else of the configuration changes results and cannot be seen in the weights,
             such as a chunk length or a padding; JSON values.
+        stands_for: dotted name of the class in whose latent space it works, where that is another one.
     """
 
     spec: LatentSpec
     settings: Mapping[str, Any] = {}
+    stands_for: str | None = None
 
     @abstractmethod
     def encode(self, video: Tensor) -> Tensor:
@@ -110,8 +112,12 @@ class VideoAutoencoder(nn.Module, ABC):
 
         Weights count as fp32, so that a bf16 file and its fp32 copy agree.
         """
-        weights = tensors_hash({name: value.detach().float() for name, value in self.state_dict().items()})
+        weights = tensors_hash({name: value.detach().float() for name, value in self._identity().items()})
         return json_hash([class_path(self), self.spec.to_dict(), dict(self.settings), weights])
+
+    def _identity(self) -> Mapping[str, Tensor]:
+        """The weights that make two autoencoders of one class and one geometry the same."""
+        return self.state_dict()
 
     def check_clip(self, video: Tensor) -> tuple[int, int, int, int]:
         """(C, T, H, W) of the latents of ``video`` (B, 3, F, H, W), or ``ValueError``."""
@@ -128,8 +134,8 @@ class VideoAutoencoder(nn.Module, ABC):
 
 
 def class_path(model: VideoAutoencoder) -> str:
-    """``package.module.Class``, as configurations name it."""
-    return f"{type(model).__module__}.{type(model).__qualname__}"
+    """``package.module.Class``, as configurations name it; of one that stands in for another, the other's."""
+    return model.stands_for or f"{type(model).__module__}.{type(model).__qualname__}"
 
 
 def missing_weights(kind: str, path: str | Path, remedy: str) -> FileNotFoundError:

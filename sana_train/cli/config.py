@@ -129,7 +129,7 @@ class TwoStageConfig:
 
     data: Node  # held-out clips at twice the height and width that stage 1 makes
     columns: list[
-        Literal["stage1", "stage2", "ceiling", "clip_stage1", "clip_stage2", "noise", "foreign"]
+        Literal["stage1", "stage2", "ceiling", "clip_stage1", "clip_stage2", "noise", "foreign", "single"]
     ]  # evaluation/stages/columns.py says what each is
     steps: list[int]  # of training
     num_clips: int

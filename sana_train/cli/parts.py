@@ -41,7 +41,15 @@ from sana_train.data.space import describe_space
 from sana_train.models.checkpoint import build_empty, load_dit, read_state
 from sana_train.models.flops import training_flops
 from sana_train.models.sana_video import SanaVideoDiT
-from sana_train.protocols import Autoencoder, ClipSource, Reader, ReadsEmptyCaptions, Task, TextEncoder
+from sana_train.protocols import (
+    Autoencoder,
+    ClipSource,
+    Encodes,
+    Reader,
+    ReadsEmptyCaptions,
+    Task,
+    TextEncoder,
+)
 from sana_train.training.callbacks.throughput import Work, WorkOf
 from sana_train.training.sharding import Sharding
 from sana_train.types import Batch, VideoShape
@@ -326,7 +334,10 @@ class Parts:
 
     def clips_for(self, task: Task) -> tuple[ClipSource, ClipSource]:
         """(train, held-out) as the task reads them."""
-        return self.resident_pixels if task.reads == "pixels" else self.encoded("target", self.autoencoder)
+        if task.reads == "pixels":
+            return self.resident_pixels
+        encoder = task.encoder if isinstance(task, Encodes) else self.autoencoder
+        return self.encoded("target", encoder)
 
     def _resident(self, autoencoder: Autoencoder, source: ClipSource) -> ClipSource:
         return banked_clips(

@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
-AudioMode = Literal["zero_noised", "zero_clean", "pure_noise", "isolated"]
+AudioMode = Literal["zero_noised", "zero_clean", "pure_noise", "isolated", "none"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ MODES: dict[AudioMode, AudioBranch] = {
         1.0
     ),  # what diffusers makes of no audio latents: more noise than its sigma says
     "isolated": AudioBranch(None, is_isolated=True),
+    "none": AudioBranch(0.0, is_isolated=True),  # of weights without an audio branch (refiners.video_only)
 }
 
 

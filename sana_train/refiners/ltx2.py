@@ -28,6 +28,7 @@ from sana_train.refiners.compiled import (
     without_repeated_work,
 )
 from sana_train.refiners.lora import fuse_lora_
+from sana_train.refiners.video_only import load_video, remove_audio, video_velocity
 from sana_train.text.prompt_cache import PromptEmbeddings
 from sana_train.types import LatentSpec, VideoLatents
 
@@ -48,7 +49,8 @@ class LTX2Refiner(nn.Module):
         caption_channels: width of the prompts, both streams.
         base_size_px: height and width that spatial positions are relative to.
         dtype: of the weights; the walk itself is in float32.
-        weights: a diffusers folder or hub id with a ``transformer`` subfolder; None for random weights.
+        weights: a diffusers folder or hub id with a ``transformer`` subfolder; None for random weights. With
+            ``audio`` none, one whose weights have no audio branch, or whose audio branch is not to be read.
         lora: a LoRA file that is added to the weights, such as the distilled one; None with merged weights.
         lora_strength: its factor.
         kernels: ``reference``, or ``compiled`` (``refiners.compiled``), minutes at the first call.
@@ -111,7 +113,11 @@ class LTX2Refiner(nn.Module):
                 caption_channels=caption_channels,
                 rope_type="split",  # as released; the class's own default is another
             )
-        if weights is not None:
+        if audio == "none":
+            remove_audio(transformer)
+        if weights is not None and audio == "none":
+            load_video(transformer, weights)
+        elif weights is not None:
             transformer = load_diffusers(
                 transformer, weights, _REMEDY, part="transformer", dtype=_DTYPES[dtype]
             )
@@ -120,8 +126,7 @@ class LTX2Refiner(nn.Module):
         if lora is not None:
             fuse_lora_(self.transformer, Path(lora), lora_strength)
         self.kernels: RefinerKernels = kernels
-        if kernels == "compiled":
-            without_repeated_work(self.transformer)
+        self._rotations = without_repeated_work(self.transformer) if kernels == "compiled" else None
         self.requires_grad_(False).eval()
 
     def audio_shape(self, latents: VideoLatents) -> tuple[int, int]:
@@ -190,8 +195,15 @@ class LTX2Refiner(nn.Module):
         dtype = self.transformer.dtype
         timestep = t * self.transformer.config.timestep_scale_multiplier  # (B,), of 0..1000
         audio_timestep = torch.zeros_like(timestep) if branch.is_clean else timestep
-        mask = needed_mask(prompts.mask) if self.kernels == "compiled" else prompts.mask
-        mask = mask if mask is None else mask.to(video.device)
+        mask = prompts.mask
+        if self._rotations is not None:
+            mask = needed_mask(mask)
+            self._rotations.prime(len(video), grid, audio.shape[1], fps, video.device)
+        mask = None if mask is None else mask.to(video.device)
+        if self.audio == "none":
+            context = prompts.video.to(video.device, dtype)
+            moved = video_velocity(self.transformer, video.to(dtype), timestep, context, mask, grid, fps)
+            return moved.float(), torch.zeros_like(audio, dtype=torch.float32)
         num_frames, height, width = grid
         with attention_kernels(self.kernels):
             moved, heard = self.transformer(

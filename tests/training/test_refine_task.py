@@ -19,8 +19,10 @@ from sana_train.evaluation.two_stage import heldout_means, stage_one_like
 from sana_train.evaluation.video_stats import resized
 from sana_train.flow.time_sampling import Uniform
 from sana_train.refiners.ltx2 import LTX2Refiner
+from sana_train.refiners.pairs import StagePairs
+from sana_train.refiners.upsampler import LTX2Upsampler
 from sana_train.text.hashed import HashedTextEncoder
-from sana_train.training.tasks.refine import RefineTask
+from sana_train.training.tasks.refine import RefineTask, bridge
 from sana_train.types import Batch
 from sana_train.utils.rng import SampleRng
 
@@ -44,7 +46,10 @@ def make_task(**changes: Any) -> RefineTask:
     config = load_as(check_overrides(["autoencoder=ltx2_tiny"], "refine", RefineConfig), RefineConfig)
     space = instantiate(config.autoencoder)  # the shipped one
     refiner = LTX2Refiner(**{**TINY, **changes})
-    return RefineTask(refiner, space, HashedTextEncoder(32, 48), None, Uniform(), 16.0, 0.1, 4, "none")
+    torch.manual_seed(1)  # whether the refiner drew its weights or read them
+    upsampler = LTX2Upsampler(128, 32, 1, dtype="float32")
+    text = HashedTextEncoder(32, 48)
+    return RefineTask(refiner, space, upsampler, text, None, Uniform(), 16.0, 0.1, 4, "none")
 
 
 def clips(num: int, split: Any = "train") -> WorldClips:
@@ -72,6 +77,34 @@ def test_both_losses_fall() -> None:
     last = {name: float(value.detach().mean()) for name, value in losses.items()}
     assert last["video"] < 0.8 * first["video"]
     assert last["audio"] < 0.8 * first["audio"]
+
+
+def test_the_way_begins_where_stage_two_does_and_ends_at_the_clip() -> None:
+    generator = torch.Generator().manual_seed(0)
+    clean, stage_one, noise = torch.randn(3, 4, 8, 3, 2, 2, generator=generator).double()
+    t = torch.tensor([0.0, 0.3, 0.9, 1.0], dtype=torch.float64)
+    state, velocity = bridge(clean, stage_one, noise, t, 0.9)
+    torch.testing.assert_close(state[0], clean[0])
+    torch.testing.assert_close(state[2], 0.1 * stage_one[2] + 0.9 * noise[2])
+    torch.testing.assert_close(state[3], noise[3])
+    ends = state - t.view(-1, 1, 1, 1, 1) * velocity  # one Euler step of any length ends at the clip
+    torch.testing.assert_close(ends, clean)
+    straight, usual = bridge(clean, clean, noise, t, 0.9)
+    torch.testing.assert_close(
+        straight, (1 - t).view(-1, 1, 1, 1, 1) * clean + t.view(-1, 1, 1, 1, 1) * noise
+    )
+    torch.testing.assert_close(usual, noise - clean)
+
+
+def test_pairs_are_the_clip_and_what_the_upsampler_makes_of_half_of_it() -> None:
+    task, video = make_task(), clips(2).batch(range(2)).video
+    assert video is not None and isinstance(task.encoder, StagePairs)
+    with torch.no_grad():
+        clean, stage_one = task.encoder.encode(video).chunk(2, dim=1)
+        small = task.autoencoder.encode(resized(video, 32, 32))
+        torch.testing.assert_close(clean, task.autoencoder.encode(video))
+        torch.testing.assert_close(stage_one, task.encoder.upsampler.network(small))  # type: ignore[union-attr]
+    assert task.encoder.fingerprint() != task.autoencoder.fingerprint()
 
 
 def test_nothing_frozen_trains_and_all_of_the_transformer_does() -> None:

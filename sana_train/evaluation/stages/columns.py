@@ -7,6 +7,7 @@
     clip_stage2  the same through stage 2
     noise        stage 2 from unit noise: what the refiner makes of the caption alone (paper, section 3.2)
     foreign      stage 2 of the next clip's latents with this clip's caption
+    single       caption -> DiT at the target size -> decode: one stage alone, of a DiT trained at that size
 
 A clip of any column is a function of its number, its caption and the seed: neither of the batch nor of what
 stands beside it. Legend: B clips, F frames, H/W of the target size.
@@ -31,10 +32,11 @@ from sana_train.text.prompt_cache import PromptEmbeddings
 from sana_train.types import Batch, VideoLatents, VideoShape
 from sana_train.utils.rng import SampleRng
 
-Column = Literal["stage1", "stage2", "ceiling", "clip_stage1", "clip_stage2", "noise", "foreign"]
+Column = Literal["stage1", "stage2", "ceiling", "clip_stage1", "clip_stage2", "noise", "foreign", "single"]
 PAIRED: tuple[Column, ...] = ("ceiling", "clip_stage1", "clip_stage2")  # show the held-out clip itself
 REFINED: tuple[Column, ...] = ("stage2", "clip_stage2", "noise", "foreign")
-SAMPLED: tuple[Column, ...] = ("stage1", "stage2", "noise", "foreign")
+FROM_STAGE_ONE: tuple[Column, ...] = ("stage1", "stage2", "noise", "foreign")
+SAMPLED: tuple[Column, ...] = (*FROM_STAGE_ONE, "single")
 FACTOR = 2  # of height and width, from stage 1 to stage 2
 
 
@@ -130,8 +132,11 @@ class TwoStages:
         made: dict[Column, Tensor] = {}
         if "ceiling" in columns:
             made["ceiling"] = self._decode(self._encode(video))
-        if any(column in SAMPLED for column in columns):
+        if any(column in FROM_STAGE_ONE for column in columns):
             made |= self._sampled(batch, following, columns, watch)
+        if "single" in columns:
+            with watch("single", len(batch)):  # text and decoding in it
+                made["single"] = self._decode(self._sample(batch, Stopwatch(self.device, {}), 1))
         if "clip_stage1" in columns or "clip_stage2" in columns:
             small = self._encode(resized(video, height // FACTOR, width // FACTOR))
             if "clip_stage1" in columns:
@@ -149,7 +154,7 @@ class TwoStages:
         latents = self._sample(batch, watch)
         if "stage1" in columns:
             made["stage1"] = resized(self._decode(latents), height, width)
-        if not any(column in REFINED for column in columns if column in SAMPLED):
+        if not any(column in REFINED and column in FROM_STAGE_ONE for column in columns):
             return made
         with watch("upsample", len(batch)):
             larger = self._enlarge(latents)
@@ -165,10 +170,11 @@ class TwoStages:
             made["foreign"] = self._decode(self._refine(foreign, batch))
         return made
 
-    def _sample(self, batch: Batch, watch: Stopwatch) -> VideoLatents:
+    def _sample(self, batch: Batch, watch: Stopwatch, factor: int = FACTOR) -> VideoLatents:
+        """Normalised latents of the captions, at the clips' height and width over ``factor``."""
         assert self.stage_one is not None and batch.video is not None
         frames, height, width = batch.video.shape[2:]
-        shape = self.autoencoder.spec.latent_shape(VideoShape(frames, height // FACTOR, width // FACTOR))
+        shape = self.autoencoder.spec.latent_shape(VideoShape(frames, height // factor, width // factor))
         with watch("text", len(batch)):
             context, mask = self.stage_one.encode(batch.captions)
         with watch("stage1", len(batch)):

@@ -1,8 +1,13 @@
-"""Training stage 2: flow matching of an audio-visual transformer, in stage 1's space at a larger size.
+"""Training stage 2: flow matching of an audio-visual transformer, from stage-1-like latents to clean ones.
 
-The transformer never sees stage 1's latents in training: at the first sigma of its walk nine tenths of the
-state are noise, and what it learns is to take latents of that noise to clean ones of the larger size, with
-what the caption and the audio say. Legend: B clips, N video tokens, L audio tokens.
+At the first sigma s of its walk the state is what stage 2 begins with: the clip's latents at half the size,
+upsampled and noised. From there a straight line leads to the clip's own latents at the whole size:
+
+    start = (1 - m) * stage_one + m * noise,  m = max(t, s)
+    state = clean + (t / m) * (start - clean)       velocity = (start - clean) / m
+
+Above s it is the usual noising of stage-1-like latents, up to noise alone. Legend: B clips, C channels,
+N video tokens, L audio tokens.
 """
 
 from __future__ import annotations
@@ -17,15 +22,20 @@ from torch import Tensor, nn
 from sana_train.data.world.sound import sound
 from sana_train.evaluation.two_stage import compare, heldout_means, stage_one_like
 from sana_train.flow.objective import velocity_loss
-from sana_train.flow.path import noisy_latents, velocity_target
+from sana_train.flow.path import expand_time, noisy_latents, velocity_target
 from sana_train.flow.time_sampling import TimeSampler
 from sana_train.protocols import Autoencoder, ClipSource, Reader, TextEncoder
 from sana_train.refiners.ltx2 import LTX2Refiner, pack
+from sana_train.refiners.pairs import StagePairs
+from sana_train.refiners.primed import PrimedRotations
+from sana_train.refiners.upsampler import LTX2Upsampler
 from sana_train.text.prompt_cache import PromptEmbeddings
 from sana_train.training.tasks.diffusers_export import publish_diffusers, round_to_bf16
 from sana_train.training.tasks.inputs import caption_context, normalised_latents
 from sana_train.types import Batch, VideoLatents
 from sana_train.utils.rng import SampleRng
+
+CompileMode = Literal["none", "blocks", "default", "reduce-overhead"]
 
 
 class RefineTask:
@@ -34,13 +44,15 @@ class RefineTask:
     Args:
         refiner: its transformer is what trains.
         autoencoder: of both stages, frozen.
+        upsampler: makes stage-1-like latents as large as the clip's own, frozen.
         text_encoder: its context is read by both streams.
         reader: reads attributes off refined clips at the end; None where there is no such thing.
         time_sampler: distribution of t.
         fps: of the clips.
         audio_weight: of the audio stream's loss.
         num_heldout_clips: that the result is judged by.
-        compile_mode: ``torch.compile`` mode of the transformer, or ``none``.
+        compile_mode: ``torch.compile`` mode of the loss, ``none``, or ``blocks``: each block of the
+            transformer by itself, which takes a fifth of the time to compile.
     """
 
     reads: Literal["latents"] = "latents"
@@ -49,23 +61,29 @@ class RefineTask:
         self,
         refiner: LTX2Refiner,
         autoencoder: Autoencoder,
+        upsampler: LTX2Upsampler,
         text_encoder: TextEncoder,
         reader: Reader | None,
         time_sampler: TimeSampler,
         fps: float,
         audio_weight: float,
         num_heldout_clips: int,
-        compile_mode: Literal["none", "default", "reduce-overhead"],
+        compile_mode: CompileMode,
     ) -> None:
         self.refiner, self.autoencoder, self.text_encoder = refiner, autoencoder, text_encoder
         self.reader, self.time_sampler, self.fps = reader, time_sampler, fps
         self.audio_weight, self.num_heldout_clips = audio_weight, num_heldout_clips
         self._space = autoencoder.fingerprint()
+        self.encoder = StagePairs(autoencoder, upsampler)
+        self.rotations = PrimedRotations(refiner.transformer)
+        self.first_sigma = float(refiner.schedule.sigmas()[0])
         self.model: nn.Module = refiner.transformer.requires_grad_(True).train()
-        encoders: list[Any] = [autoencoder, text_encoder]
+        encoders: list[Any] = [autoencoder, upsampler, text_encoder]
         self.frozen = [each.requires_grad_(False).eval() for each in encoders if isinstance(each, nn.Module)]
         self._losses: Callable[..., dict[str, Tensor]] = self._plain_losses
-        if compile_mode != "none":
+        if compile_mode == "blocks":
+            compile_blocks(refiner)
+        elif compile_mode != "none":
             self._losses = torch.compile(self._plain_losses, mode=compile_mode, dynamic=False)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -73,17 +91,20 @@ class RefineTask:
 
     def step(self, batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
         """``loss``, and ``video`` and ``audio`` alone, each (B,)."""
-        latents = normalised_latents(batch, self.autoencoder)
-        prompts = self._prompts(batch, latents.device)
-        audio = self._audio(batch, latents)
+        latents, stage_one = self.pairs(batch)
+        prompts = self.prompts(batch, latents.device)
+        audio = self.audio(batch, latents)
         noise = rng.normal("noise", tuple(latents.shape[1:]))
         audio_noise = rng.normal("audio_noise", tuple(audio.shape[1:]))
         t = self.time_sampler.sample(rng)
-        return self._losses(latents, audio, noise, audio_noise, t, prompts.video, prompts.mask)
+        grid = (latents.shape[2], latents.shape[3], latents.shape[4])
+        self.rotations.prime(len(latents), grid, audio.shape[1], self.fps, latents.device)
+        return self._losses(latents, stage_one, audio, noise, audio_noise, t, prompts.video, prompts.mask)
 
     def _plain_losses(
         self,
         latents: Tensor,
+        stage_one: Tensor,
         audio: Tensor,
         noise: Tensor,
         audio_noise: Tensor,
@@ -91,24 +112,30 @@ class RefineTask:
         context: Tensor,
         mask: Tensor,
     ) -> dict[str, Tensor]:
-        grid = (latents.shape[2], latents.shape[3], latents.shape[4])
+        state, velocity = bridge(latents, stage_one, noise, t, self.first_sigma)
         moved, heard = self.refiner.velocities(
-            pack(noisy_latents(latents, noise, t)),
+            pack(state),
             noisy_latents(audio, audio_noise, t),
             t,
             PromptEmbeddings(context, context, mask),
-            grid,
+            (latents.shape[2], latents.shape[3], latents.shape[4]),
             self.fps,
         )
-        video_loss = velocity_loss(moved, pack(velocity_target(latents, noise)))
+        video_loss = velocity_loss(moved, pack(velocity))
         audio_loss = velocity_loss(heard, velocity_target(audio, audio_noise))
         return {"loss": video_loss + self.audio_weight * audio_loss, "video": video_loss, "audio": audio_loss}
 
-    def _prompts(self, batch: Batch, device: torch.device) -> PromptEmbeddings:
+    def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Normalised latents of the clips and stage-1-like ones, (B, C, T, H, W) each."""
+        clean, stage_one = normalised_latents(batch, self.encoder).chunk(2, dim=1)
+        return clean, stage_one
+
+    def prompts(self, batch: Batch, device: torch.device) -> PromptEmbeddings:
+        """What both streams read of the captions."""
         context, mask = caption_context(batch, self.text_encoder, device)
         return PromptEmbeddings(context, context, mask)
 
-    def _audio(self, batch: Batch, latents: Tensor) -> Tensor:
+    def audio(self, batch: Batch, latents: Tensor) -> Tensor:
         """(B, L, Ca) clean audio latents of the world.
 
         Raises:
@@ -119,10 +146,11 @@ class RefineTask:
                 "these clips do not say how their objects move, which the refiner's audio follows; only "
                 "clips of the procedural world tell"
             )
-        length, channels = self.refiner.audio_shape(self._as_latents(latents))
+        length, channels = self.refiner.audio_shape(self.as_latents(latents))
         return sound(batch.attributes["motion"].to(latents.device), length, channels)
 
-    def _as_latents(self, values: Tensor) -> VideoLatents:
+    def as_latents(self, values: Tensor) -> VideoLatents:
+        """Normalised values as what a refiner takes."""
         return VideoLatents(values, self._space, True, self.fps)
 
     def export(
@@ -142,20 +170,43 @@ class RefineTask:
     def judge(self, heldout: ClipSource) -> dict[str, float]:
         """Held-out metrics, means over clips to which they apply."""
         self.model.eval()
+        self.rotations.clear()
         device = next(self.model.parameters()).device
-        return heldout_means(self._judge, heldout, self.num_heldout_clips, device)
+        with torch.compiler.set_stance(
+            "force_eager"
+        ):  # no compiling of blocks for a few clips of other sizes
+            return heldout_means(self._judge, heldout, self.num_heldout_clips, device)
 
     def _judge(self, batch: Batch) -> dict[str, Tensor]:
-        values = normalised_latents(batch, self.autoencoder)
+        values, stage_one = self.pairs(batch)
         truth = self._decode(values)
         before = stage_one_like(truth, self.autoencoder)
-        latents = self._as_latents(self.autoencoder.normalise(self.autoencoder.encode(before).float()))
+        latents = self.as_latents(stage_one)
         rng = SampleRng(0, batch.index)
         noise = rng.normal("refine/video", tuple(values.shape[1:]))
         audio_noise = rng.normal("refine/audio", self.refiner.audio_shape(latents))
-        refined = self.refiner.refine(latents, self._prompts(batch, values.device), noise, audio_noise)
+        refined = self.refiner.refine(latents, self.prompts(batch, values.device), noise, audio_noise)
         clips = {"before": before, "after": self._decode(refined.values)}
         return compare(clips, truth, self.reader, batch.attributes)
 
     def _decode(self, values: Tensor) -> Tensor:
         return self.autoencoder.decode(self.autoencoder.denormalise(values)).float()
+
+
+def compile_blocks(refiner: LTX2Refiner) -> None:
+    """Compile the transformer's blocks in place, once for all, as they are of one class."""
+    for block in refiner.transformer.transformer_blocks:
+        block.compile(dynamic=False)
+
+
+def bridge(
+    clean: Tensor, stage_one: Tensor, noise: Tensor, t: Tensor, first_sigma: float
+) -> tuple[Tensor, Tensor]:
+    """(state, velocity) at times (B,) of the way from noised stage-1-like latents to clean ones.
+
+    With ``stage_one`` equal to ``clean`` it is the straight path of ``flow.path``.
+    """
+    m = expand_time(t.clamp_min(first_sigma), clean)
+    start = (1.0 - m) * stage_one + m * noise
+    velocity = (start - clean) / m
+    return clean + expand_time(t, clean) * velocity, velocity

@@ -5,15 +5,17 @@ Legend: B clips; lower-case h, w half of H, W.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from sana_train.evaluation.two_stage import compare, heldout_means, stage_one_like
+from sana_train.evaluation.two_stage import compare, heldout_means
 from sana_train.evaluation.video_stats import resized
 from sana_train.protocols import Autoencoder, ClipSource
+from sana_train.refiners.pairs import StagePairs, halved
 from sana_train.refiners.upsampler import LTX2Upsampler
 from sana_train.training.tasks.diffusers_export import publish_diffusers, round_to_bf16
 from sana_train.types import Batch
@@ -21,22 +23,33 @@ from sana_train.utils.rng import SampleRng
 
 
 class UpsampleTask:
-    """Squared error of normalised latents, both sizes encoded as they are needed.
+    """Squared error of normalised latents; both sizes are encoded once.
 
     Args:
         upsampler: its network is what trains.
         autoencoder: of both sizes, frozen.
         num_heldout_clips: that the result is judged by.
+        compile_mode: ``torch.compile`` mode of the loss, or ``none``.
     """
 
-    reads: Literal["pixels"] = "pixels"
+    reads: Literal["latents"] = "latents"
 
-    def __init__(self, upsampler: LTX2Upsampler, autoencoder: Autoencoder, num_heldout_clips: int) -> None:
+    def __init__(
+        self,
+        upsampler: LTX2Upsampler,
+        autoencoder: Autoencoder,
+        num_heldout_clips: int,
+        compile_mode: Literal["none", "default", "reduce-overhead"],
+    ) -> None:
         self.upsampler, self.autoencoder = upsampler, autoencoder
+        self.encoder: Autoencoder = StagePairs(autoencoder, None)
         self.num_heldout_clips = num_heldout_clips
         self.model: nn.Module = upsampler.network.requires_grad_(True).train()
         encoders: list[Any] = [autoencoder]
         self.frozen = [each.requires_grad_(False).eval() for each in encoders]
+        self._loss: Callable[[Tensor, Tensor], Tensor] = self._plain_loss
+        if compile_mode != "none":
+            self._loss = torch.compile(self._plain_loss, mode=compile_mode, dynamic=False)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"name": "all", "params": list(self.model.parameters())}]
@@ -44,22 +57,26 @@ class UpsampleTask:
     def step(self, batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
         """``loss`` (B,)."""
         del rng
-        if batch.video is None:
-            raise ValueError("the upsampler trains on pixels, but the batch has only latents")
-        small, target = self._latents(batch.video)
-        return {"loss": (self._upsampled(small) - target).square().flatten(1).mean(1)}
+        small, target = self._latents(batch)
+        return {"loss": self._loss(small, target)}
+
+    def _plain_loss(self, small: Tensor, target: Tensor) -> Tensor:
+        return (self._upsampled(small) - target).square().flatten(1).mean(1)
 
     def _upsampled(self, raw: Tensor) -> Tensor:
         """Raw latents (B, C, T, h, w) -> normalised (B, C, T, H, W) in float32."""
         return self.autoencoder.normalise(self.model(raw).float())
 
     @torch.no_grad()
-    def _latents(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """Raw latents at half the size, normalised ones at the whole."""
-        with torch.autocast(video.device.type, enabled=False):
-            half = resized(video.float(), video.shape[3] // 2, video.shape[4] // 2)
-            whole = self.autoencoder.normalise(self.autoencoder.encode(video.float()))
-            return self.autoencoder.encode(half), whole
+    def _latents(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Raw latents at half the size, normalised ones at the whole, in float32."""
+        pairs = batch.latents
+        if pairs is None:
+            assert batch.video is not None
+            with torch.autocast(batch.video.device.type, enabled=False):
+                pairs = self.encoder.encode(batch.video.float())
+        whole, repeated = pairs.float().chunk(2, dim=1)
+        return halved(repeated), self.autoencoder.normalise(whole)
 
     def export(
         self, directory: Path, train: ClipSource, heldout: ClipSource, record: dict[str, Any]
@@ -82,10 +99,9 @@ class UpsampleTask:
         return heldout_means(self._judge, heldout, self.num_heldout_clips, device)
 
     def _judge(self, batch: Batch) -> dict[str, Tensor]:
-        assert batch.video is not None
-        small, target = self._latents(batch.video)
+        small, target = self._latents(batch)
         truth, after = (self._decode(each) for each in (target, self._upsampled(small)))
-        before = stage_one_like(batch.video.float(), self.autoencoder)
+        before = resized(self.autoencoder.decode(small).float(), truth.shape[3], truth.shape[4])
         return compare({"before": before, "after": after}, truth, None, {})
 
     def _decode(self, values: Tensor) -> Tensor:

@@ -134,6 +134,17 @@ def test_stage_one_is_what_the_generator_makes_of_the_clips_number() -> None:
     torch.testing.assert_close(made, resized(space.decode(space.denormalise(latents)), 16, 16))
 
 
+def test_a_single_stage_is_sampled_at_the_target_size_and_needs_no_refiner() -> None:
+    alone = stages(refiner=None)
+    alone.require(("single",), VideoShape(3, 16, 16))
+    made = make(alone, 2, columns=("single",))["single"]
+    context, mask = TEXT.encode(CAPTIONS[2:])
+    assert alone.stage_one is not None
+    values = alone.stage_one.generate(context, mask, 3, torch.tensor([2]), (3, 3, 8, 8))
+    space = alone.autoencoder
+    torch.testing.assert_close(made, space.decode(space.denormalise(values)))
+
+
 def test_a_clip_does_not_depend_on_those_beside_it() -> None:
     together = make(stages(), 0, 1, 2)
     for number in range(3):
