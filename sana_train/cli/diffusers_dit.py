@@ -22,26 +22,31 @@ def diffusers_class() -> Any:
     return SanaVideoTransformer3DModel
 
 
-def write_config(model: SanaVideoDiT, directory: Path) -> None:
-    """``config.json`` of the network, which may be on meta."""
+def diffusers_arguments(model: SanaVideoDiT) -> dict[str, Any]:
+    """What diffusers' class is to be called with for the geometry of ``model``, which may be on meta."""
     block, width = model.blocks[0], model.caption_norm.weight.numel()
     assert isinstance(block, SanaVideoBlock)
     cross_heads = block.cross_attn.num_heads
+    return {
+        "in_channels": model.latent_channels,
+        "out_channels": model.latent_channels,
+        "num_attention_heads": block.self_attn.num_heads,
+        "attention_head_dim": model.head_dim,
+        "num_layers": len(model.blocks),
+        "num_cross_attention_heads": cross_heads,
+        "cross_attention_head_dim": width // cross_heads,
+        "cross_attention_dim": width,
+        "caption_channels": model.null_context.shape[1],
+        "mlp_ratio": model.mlp_ratio,
+        "sample_size": _SAMPLE_SIZE_720P if model.patch_size == (1, 1, 1) else _SAMPLE_SIZE_480P,
+        "patch_size": model.patch_size,
+    }
+
+
+def write_config(model: SanaVideoDiT, directory: Path) -> None:
+    """``config.json`` of the network, which may be on meta."""
     with torch.device("meta"):
-        twin = diffusers_class()(
-            in_channels=model.latent_channels,
-            out_channels=model.latent_channels,
-            num_attention_heads=block.self_attn.num_heads,
-            attention_head_dim=model.head_dim,
-            num_layers=len(model.blocks),
-            num_cross_attention_heads=cross_heads,
-            cross_attention_head_dim=width // cross_heads,
-            cross_attention_dim=width,
-            caption_channels=model.null_context.shape[1],
-            mlp_ratio=model.mlp_ratio,
-            sample_size=_SAMPLE_SIZE_720P if model.patch_size == (1, 1, 1) else _SAMPLE_SIZE_480P,
-            patch_size=model.patch_size,
-        )
+        twin = diffusers_class()(**diffusers_arguments(model))
     twin.save_config(directory)
 
 
