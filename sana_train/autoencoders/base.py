@@ -31,6 +31,7 @@ class VideoAutoencoder(nn.Module, ABC):
 
     spec: LatentSpec
     settings: Mapping[str, Any] = {}
+    _hashed: tuple[tuple, str] | None = None  # (which weights, their hash)
 
     @abstractmethod
     def encode(self, video: Tensor) -> Tensor:
@@ -110,8 +111,20 @@ class VideoAutoencoder(nn.Module, ABC):
 
         Weights count as fp32, so that a bf16 file and its fp32 copy agree.
         """
-        weights = tensors_hash({name: value.detach().float() for name, value in self.state_dict().items()})
-        return json_hash([class_path(self), self.spec.to_dict(), dict(self.settings), weights])
+        return json_hash([class_path(self), self.spec.to_dict(), dict(self.settings), self._weights_hash()])
+
+    def _weights_hash(self) -> str:
+        """Hashed again only after a change: every clip of two stages asks, and 1.2B weights take seconds.
+
+        Torch counts in-place changes of a tensor, copies share their original's count, and a tensor that was
+        put in the place of another has memory of its own.
+        """
+        state = self.state_dict()
+        version = tuple((name, value.data_ptr(), value._version) for name, value in state.items())
+        if self._hashed is None or self._hashed[0] != version:
+            weights = tensors_hash({name: value.detach().float() for name, value in state.items()})
+            self._hashed = version, weights
+        return self._hashed[1]
 
     def check_clip(self, video: Tensor) -> tuple[int, int, int, int]:
         """(C, T, H, W) of the latents of ``video`` (B, 3, F, H, W), or ``ValueError``."""

@@ -8,10 +8,10 @@ dcae_v_720p   704x1280x81  the same in the DCAE-V space (64 channels, 17,600 tok
 ltx2_720p     704x1280x81  the same in the LTX-2 space
 ltx2_2k       1408x2560x81 ltx2_720p's stage 1, latent upsampler, LTX-2 refiner of 3 evaluations, decoder
 
-Parts are medians of single calls: a denoising evaluation with guidance counts 50 times, one of the refiner 3.
-Parts that pipelines share are measured once. --whole runs the pipeline once from end to end with all networks
-resident, as a check of the sum and of memory. The refiner's own text encoder (Gemma-3) is left out: its prompts
-are cached. Overrides are ours alone: model.kernels=..., refiner.kernels=... as far as the schema has them.
+Parts are medians of single calls: a denoising evaluation with guidance counts 50 times, one of the refiner 3
+times. Parts that pipelines share are measured once. --whole runs a pipeline from end to end with all its
+networks resident, as a check of the sum and of memory. The refiner's own text encoder (Gemma-3) is left out:
+its prompts are cached. Overrides are of ours alone: model.kernels=..., refiner.kernels=...
 
 Each part is one file in OUT/parts, so the same command goes on where it was cut off; after each call, and by
 --report without measuring, OUT gets results.json, table.md and figure.png, with the published seconds.
@@ -61,7 +61,7 @@ _DIT = {
     "ltx2": [],
 }
 _TINY_WAN = ["wan_2b", "base_width=8", "num_res_blocks=1"]
-# Untiled, diffusers' decoder does not fit beside the rest at 2K; tiles are its users' recipe (NVlabs/Sana#361).
+# Untiled, diffusers' decoder at 2K does not fit beside the rest; tiles are the recipe of NVlabs/Sana#361.
 _STOCK_LTX2 = ["use_channels_last=false", "use_fused_norms=false"]
 _STOCK_TILES = ["tile_px=512", "tile_stride_px=448"]
 

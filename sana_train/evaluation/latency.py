@@ -150,12 +150,20 @@ def _ratio(pipelines: Mapping[str, Any], way: str) -> float | None:
 def report_text(results: Mapping[str, Any]) -> str:
     """The page of tables."""
     environment = results["environment"]
-    lines = ["# Text to pixels", "", f"{environment['device']}, torch {environment['torch']}, commit "
-        f"{environment['commit']}; size {results['size']}, bf16 weights with random values on a GPU."]  # fmt: skip
+    dtype = "float32" if results["size"] == "tiny" else "bf16"
+    lines = [
+        "# Text to pixels",
+        "",
+        f"{environment['device']}, torch {environment['torch']}, commit {environment['commit']}; size "
+        f"{results['size']}, random {dtype} weights.",
+    ]
     if results["overrides"]:
         lines.append(f"Ours with {', '.join(results['overrides'])}.")
-    lines += ["Published: one H100, by the paper. Gemma-3, the refiner's text encoder, is left out.",
-        "Peaks without a whole pass: all networks resident, and the largest part's working memory.", ""]  # fmt: skip
+    lines += [
+        "Published: one H100, by the paper. Gemma-3, the refiner's text encoder, is left out.",
+        "Peaks without a whole pass: all networks resident, and the largest part's working memory.",
+        "",
+    ]
     lines += [markdown_table(_stage_rows(results)), "", markdown_table(_whole_rows(results)), ""]
     for way, ratio in results["free_upgrade"].items():
         if ratio is not None:
@@ -216,8 +224,9 @@ def _part_rows(parts: Mapping[str, Any]) -> list[list[str]]:
             rows.append([name, part["error"][:40], "", "", "", "", ""])
             continue
         low, high = part["range_s"]
-        rows.append([name, f"{part['s']:.4f}", f"{low:.4f} to {high:.4f}", str(part["count"]),
-            _number(part["first_s"], 1), _number(part["weights_gib"], 1), _number(part["peak_gib"], 1)])  # fmt: skip
+        cells = [name, f"{part['s']:.4f}", f"{low:.4f} to {high:.4f}", str(part["count"])]
+        cells.append(_number(part["first_s"], 1))
+        rows.append(cells + [_number(part[key], 1) for key in ("weights_gib", "peak_gib")])
     return rows
 
 

@@ -7,6 +7,8 @@
     clip_stage2  the same through stage 2
     noise        stage 2 from unit noise: what the refiner makes of the caption alone (paper, section 3.2)
     foreign      stage 2 of the next clip's latents with this clip's caption
+    source       caption -> the DiT before its adaptation -> its own decoder -> resized
+    transcoded   the same clip encoded again, in stage 2's space -> twice the size -> refiner -> decode
 
 A clip of any column is a function of its number, its caption and the seed: neither of the batch nor of what
 stands beside it. Legend: B clips, F frames, H/W of the target size.
@@ -23,6 +25,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sana_train.evaluation.stages.transcoding import Source
 from sana_train.evaluation.video_stats import resized
 from sana_train.generation.stage_one import StageOne
 from sana_train.refiners.ltx2 import LTX2Refiner
@@ -31,10 +34,13 @@ from sana_train.text.prompt_cache import PromptEmbeddings
 from sana_train.types import Batch, VideoLatents, VideoShape
 from sana_train.utils.rng import SampleRng
 
-Column = Literal["stage1", "stage2", "ceiling", "clip_stage1", "clip_stage2", "noise", "foreign"]
+Column = Literal[
+    "stage1", "stage2", "ceiling", "clip_stage1", "clip_stage2", "noise", "foreign", "source", "transcoded"
+]
 PAIRED: tuple[Column, ...] = ("ceiling", "clip_stage1", "clip_stage2")  # show the held-out clip itself
-REFINED: tuple[Column, ...] = ("stage2", "clip_stage2", "noise", "foreign")
+REFINED: tuple[Column, ...] = ("stage2", "clip_stage2", "noise", "foreign", "transcoded")
 SAMPLED: tuple[Column, ...] = ("stage1", "stage2", "noise", "foreign")
+FROM_SOURCE: tuple[Column, ...] = ("source", "transcoded")
 FACTOR = 2  # of height and width, from stage 1 to stage 2
 
 
@@ -73,6 +79,7 @@ class TwoStages:
         seed: of all noise.
         precision: makes the context that the autoencoder runs in.
         device: of all of them.
+        source: the DiT before its adaptation; None where no column is made by it.
     """
 
     stage_one: StageOne | None
@@ -84,6 +91,7 @@ class TwoStages:
     seed: int
     precision: Callable[[], AbstractContextManager]
     device: torch.device
+    source: Source | None = None
 
     def require(self, columns: Sequence[Column], size: VideoShape) -> None:
         """Refuse before the first clip what could not be made of one.
@@ -112,6 +120,8 @@ class TwoStages:
                 f"{step_h} and {step_w} px"
             )
         spec.latent_shape(size)
+        if self.source is not None:
+            self.source.autoencoder.spec.latent_shape(self._small(size))
 
     @torch.no_grad()
     def make(
@@ -138,6 +148,8 @@ class TwoStages:
                 made["clip_stage1"] = resized(self._decode(small), height, width)
             if "clip_stage2" in columns:
                 made["clip_stage2"] = self._decode(self._refine(self._enlarge(small), batch))
+        if any(column in FROM_SOURCE for column in columns):
+            made |= self._transcoded(batch, columns, watch)
         return {column: made[column] for column in columns}, watch.seconds
 
     def _sampled(
@@ -164,6 +176,28 @@ class TwoStages:
             foreign = self._enlarge(self._following(latents, batch, following))
             made["foreign"] = self._decode(self._refine(foreign, batch))
         return made
+
+    def _transcoded(self, batch: Batch, columns: Sequence[Column], watch: Stopwatch) -> dict[Column, Tensor]:
+        """``transcode`` is what an adaptation saves: decoding and encoding between the spaces."""
+        assert self.source is not None and batch.video is not None
+        size = VideoShape(*batch.video.shape[2:])
+        context, mask = self.source.stage_one.encode(batch.captions)
+        with watch("source", len(batch)):
+            values = self.source.sample(context, mask, batch, self._small(size), self.seed)
+        with watch("transcode", len(batch)):
+            video = self.source.decode(values)
+        made: dict[Column, Tensor] = {"source": resized(video, size.height_px, size.width_px)}
+        if "transcoded" in columns:
+            with watch("transcode", len(batch)):
+                through_pixels = self.upsampler is None
+                latents = self._encode(made["source"] if through_pixels else video)
+            larger = latents if through_pixels else self._enlarge(latents)
+            made["transcoded"] = self._decode(self._refine(larger, batch))
+        return made
+
+    @staticmethod
+    def _small(size: VideoShape) -> VideoShape:
+        return replace(size, height_px=size.height_px // FACTOR, width_px=size.width_px // FACTOR)
 
     def _sample(self, batch: Batch, watch: Stopwatch) -> VideoLatents:
         assert self.stage_one is not None and batch.video is not None
