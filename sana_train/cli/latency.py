@@ -26,6 +26,7 @@ examples:
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import statistics
@@ -41,7 +42,8 @@ import torch
 from sana_train.cli.arguments import positive, video_size
 from sana_train.cli.config import RunConfig
 from sana_train.cli.latency_stages import Decode, Denoise, Refine, Stage, Text, Upsample, Way
-from sana_train.cli.load import compose_config, load
+from sana_train.cli.load import load
+from sana_train.cli.preflight import check_overrides
 from sana_train.cli.process import exit_when_preempted, readable_errors
 from sana_train.cli.vae_choice import read_choices
 from sana_train.evaluation.latency import PIPELINES, write_report
@@ -76,12 +78,17 @@ class Setting:
 
     def config(self, way: Way, kind: str = "ltx2") -> RunConfig:
         """Of the whole pipeline, the DiT being in the space ``kind``; overrides are for ours."""
-        words = [f"scale={self.size}", "experiment=two_stage", f"upsampler=ltx2_{self.size}", *_DIT[kind]]
-        words += ["refiner.weights=null", "upsampler.weights=null"]
-        return load(compose_config([*words, *(self.overrides if way == "ours" else ())]))
+        return _config(self.size, kind, self.overrides if way == "ours" else ())
 
     def clip(self, name: str) -> VideoShape:
         return video_size(SIZES[self.size][name])
+
+
+@functools.cache
+def _config(size: str, kind: str, overrides: tuple[str, ...]) -> RunConfig:
+    words = [f"scale={size}", "experiment=two_stage", f"upsampler=ltx2_{size}", *_DIT[kind]]
+    words += ["refiner.weights=null", "upsampler.weights=null"]
+    return load(check_overrides([*words, *overrides]))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -123,6 +130,7 @@ def measure(given: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")
     setting = Setting(given.size, overrides, device)
+    setting.config("ours")  # refuses overrides before anything is measured
     for pipeline in pipelines:
         for way in given.ways:
             for part in PIPELINES[pipeline].parts.values():
