@@ -9,9 +9,9 @@ ltx2_720p     704x1280x81  the same in the LTX-2 space
 ltx2_2k       1408x2560x81 ltx2_720p's stage 1, latent upsampler, LTX-2 refiner of 3 evaluations, decoder
 
 Parts are medians of single calls: a denoising evaluation with guidance counts 50 times, one of the refiner 3
-times. Parts that pipelines share are measured once. --whole runs a pipeline from end to end with all its
-networks resident, as a check of the sum and of memory. The refiner's own text encoder (Gemma-3) is left out:
-its prompts are cached. Overrides are of ours alone: model.kernels=..., refiner.kernels=...
+times. What pipelines or both sides share is measured once. --whole runs a pipeline from end to end with all
+its networks resident, as a check of the sum and of memory. The refiner's own text encoder (Gemma-3) is left
+out: its prompts are cached. Overrides are of ours alone: model.kernels=..., refiner.kernels=...
 
 Each part is one file in OUT/parts, so the same command goes on where it was cut off; after each call, and by
 --report without measuring, OUT gets results.json, table.md and figure.png, with the published seconds.
@@ -46,13 +46,12 @@ from sana_train.cli.load import load
 from sana_train.cli.preflight import check_overrides
 from sana_train.cli.process import exit_when_preempted, readable_errors
 from sana_train.cli.vae_choice import read_choices
-from sana_train.evaluation.latency import PIPELINES, write_report
+from sana_train.evaluation.latency import PIPELINES, part_name, write_report
 from sana_train.types import VideoShape
 from sana_train.utils.environment import environment
 from sana_train.utils.files import write_json
 
 _GIB = 2**30
-_WARM_UP = 2
 SIZES = {
     "2b": {"480p": "480x832x81", "720p": "704x1280x81", "2k": "1408x2560x81"},
     "tiny": {"480p": "32x32x9", "720p": "64x64x9", "2k": "128x128x9"},
@@ -98,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("words", nargs="*", metavar="PIPELINE|KEY=VALUE", help=f"of {', '.join(PIPELINES)}")
     top.add_argument("--ways", nargs="+", choices=["stock", "ours"], default=["stock", "ours"])
     top.add_argument("--size", choices=tuple(SIZES), default="2b", help="tiny: the same code in seconds")
-    top.add_argument("--steps", type=positive, default=5, metavar="N", help="timed calls (%(default)s)")
+    top.add_argument("--steps", type=positive, default=3, metavar="N", help="timed calls (%(default)s)")
     top.add_argument("--whole", action="store_true", help="also one pass from end to end")
     top.add_argument("--report", action="store_true", help="measure nothing, draw what is there")
     return top
@@ -136,22 +135,21 @@ def measure(given: argparse.Namespace) -> None:
             for part in PIPELINES[pipeline].parts.values():
                 _keep(
                     given.out,
-                    f"{part}.{way}",
-                    way,
+                    part_name(part, way),
                     setting,
                     lambda p=part, w=way: _part(p, w, setting, given.steps),
                 )
             if given.whole:
                 name = f"whole_{pipeline}.{way}"
-                _keep(given.out, name, way, setting, lambda p=pipeline, w=way: _whole(p, w, setting))
+                _keep(given.out, name, setting, lambda p=pipeline, w=way: _whole(p, w, setting))
 
 
-def _keep(out: Path, name: str, way: Way, setting: Setting, make: Any) -> None:
+def _keep(out: Path, name: str, setting: Setting, make: Any) -> None:
     """``make`` once, its record in a file of its own; that memory was too small is a result."""
     file = out / "parts" / f"{name}.json"
     facts = {
         "size": setting.size,
-        "overrides": list(setting.overrides) if way == "ours" else [],
+        "overrides": list(setting.overrides) if name.endswith(".ours") else [],
         "environment": environment(setting.device),
     }
     if file.is_file():
@@ -220,8 +218,6 @@ def _part(part: str, way: Way, setting: Setting, num_steps: int) -> dict[str, An
     stage.once()
     _wait(device)
     first_s = time.perf_counter() - start
-    for _ in range(_WARM_UP - 1):
-        stage.once()
     _reset_peak(device)
     seconds = [_seconds(stage.once, device)[1] for _ in range(num_steps)]
     return {

@@ -21,6 +21,8 @@ from sana_train.utils.files import publish_file, write_json
 WAYS = ("stock", "ours")
 FREE_UPGRADE = 1.0  # wanted at most: 2K in two stages over 720p in the DCAE-V space, stock against stock
 MEMORY_GIB = 80e9 / 2**30  # wanted at most, without offload
+# Parts that are the same network and code on both sides, so measured once.
+_OF_BOTH = ("decode_wan_480p", "decode_dcae_v_720p", "upsample_2k")
 _COLOURS = {
     "text": "#7b8794",
     "stage 1": "#2b6cb0",
@@ -75,6 +77,11 @@ PIPELINES = {
 }
 
 
+def part_name(part: str, way: str) -> str:
+    """What its file is called."""
+    return f"{part}.{'both' if part in _OF_BOTH else way}"
+
+
 def write_report(folder: Path) -> dict[str, Any]:
     """``results.json``, ``table.md`` and ``figure.png`` of what is measured so far; returns the first.
 
@@ -119,7 +126,7 @@ def _facts_of(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sum(pipeline: Pipeline, way: str, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    records = {stage: found.get(f"{part}.{way}") for stage, part in pipeline.parts.items()}
+    records = {stage: found.get(part_name(part, way)) for stage, part in pipeline.parts.items()}
     if None in records.values():  # stages that pipelines share are no sign that this one was measured
         return {}
     stages = {

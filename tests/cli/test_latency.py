@@ -44,6 +44,10 @@ def test_what_is_there_is_not_measured_again(made: Path, capsys: pytest.CaptureF
     times = {file: file.stat().st_mtime_ns for file in (made / "parts").iterdir()}
     main([str(made), "ltx2_2k", *OURS])
     main([str(made), "--report"])
+    main([str(made), "wan_480p", *OURS])
+    added = {"denoise_wan_480p.ours.json"}  # the decoder is the same on both sides
+    assert {file.name for file in (made / "parts").iterdir()} - {file.name for file in times} == added
+    (made / "parts" / added.pop()).unlink()
     assert {file: file.stat().st_mtime_ns for file in (made / "parts").iterdir()} == times
     assert "refine_2k.ours: there" in capsys.readouterr().out
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sana_train.evaluation.latency import PIPELINES, report_text, summarise
+from sana_train.evaluation.latency import PIPELINES, part_name, report_text, summarise
 
 _FACTS: dict[str, Any] = {
     "size": "2b",
@@ -30,7 +30,7 @@ def of_stock(**changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "refine_2k": part(4.0, 3, weights=35.0, peak=41.0),
         "decode_ltx2_2k": part(2.0, weights=2.0, peak=25.0),
     }
-    return {f"{name}.stock": {**record, **changes.get(name, {})} for name, record in found.items()}
+    return {part_name(name, "stock"): {**record, **changes.get(name, {})} for name, record in found.items()}
 
 
 def test_a_pipeline_is_the_sum_of_its_parts() -> None:
@@ -46,6 +46,14 @@ def test_a_pipeline_is_the_sum_of_its_parts() -> None:
     assert "stock: 0.856 (wanted <= 1.0: reached)" in text
     assert "15.00 51%" in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_what_both_sides_share_counts_for_both() -> None:
+    found = of_stock()
+    for name in ("text", "denoise_dcae_v_720p"):
+        found[f"{name}.ours"] = found[f"{name}.stock"]
+    ours, stock = (summarise(found)["pipelines"]["dcae_v_720p"][way] for way in ("ours", "stock"))
+    assert ours["s"] == stock["s"] == pytest.approx(34.1)
 
 
 def test_a_slower_upgrade_is_said_to_be_missed() -> None:

@@ -68,3 +68,24 @@ def test_one_block_is_there_at_a_time() -> None:
     net(torch.empty(2, 4, device=META))
     assert seen == [[{"meta"} if i == at else {"cpu"} for i in range(3)] for at in range(3)]
     assert devices(net.blocks) == {"cpu"}
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_on_a_gpu_the_blocks_take_the_memory_of_one() -> None:
+    device = torch.device("cuda")
+    net = nn.Module()
+    net.blocks = nn.ModuleList(nn.Linear(2048, 2048) for _ in range(4))
+    x = torch.randn(2, 2048)
+    expected = x
+    for block in net.blocks:
+        expected = block(expected)
+    take_turns(net, net.blocks, device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    found = x.to(device)
+    for block in net.blocks:
+        found = block(found)
+    one_block = 4 * 2048 * 2048
+    assert one_block < torch.cuda.max_memory_allocated(device) - before < 2 * one_block
+    assert torch.allclose(found.cpu(), expected, atol=1e-3)
