@@ -111,11 +111,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.write(f"{given.out}: results.json, table.md and figure.png\n")
 
 
-def measure(given: argparse.Namespace) -> None:
-    """Every part that is asked for and not there.
+def check_words(given: argparse.Namespace) -> tuple[list[str], tuple[str, ...]]:
+    """(pipelines, overrides) of a command line.
 
     Raises:
-        ValueError: no such pipeline, or parts in the folder of another size, device or overrides.
+        ValueError: no such pipeline, or none where something is to be measured.
     """
     overrides = tuple(word for word in given.words if "=" in word)
     pipelines = [word for word in given.words if "=" not in word]
@@ -124,6 +124,16 @@ def measure(given: argparse.Namespace) -> None:
         raise ValueError(
             f"{', '.join(unknown) or 'no pipeline'} given; take one or more of {', '.join(PIPELINES)}"
         )
+    return pipelines, overrides
+
+
+def measure(given: argparse.Namespace) -> None:
+    """Every part that is asked for and not there.
+
+    Raises:
+        ValueError: no such pipeline, or parts in the folder of another size, device or overrides.
+    """
+    pipelines, overrides = check_words(given)
     if given.report:
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
