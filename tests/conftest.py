@@ -116,6 +116,38 @@ def tiny_ltx2_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random CLIP as transformers saves it: 32 px, 12 tokens, words as tokens."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+
+    path = tmp_path_factory.mktemp("clip")
+    words = ["<pad>", "<start>", "<end>", "<unk>", "a", "red", "blue", "cube", "disc", "drifts", "left"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 2)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<start>",
+        eos_token="<end>",
+        unk_token="<unk>",
+    ).save_pretrained(path)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": len(words), "max_position_embeddings": 12, "bos_token_id": 1,
+        "eos_token_id": 2, "pad_token_id": 0}  # fmt: skip
+    torch.manual_seed(0)
+    config = CLIPConfig(
+        text_config=text, vision_config={**sizes, "image_size": 32, "patch_size": 8}, projection_dim=8
+    )
+    CLIPModel(config).save_pretrained(path)
+    return path
+
+
 def _tiny_tokenizer() -> Any:
     """Spaces become part of the word behind them, so a word and its space are one token."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers

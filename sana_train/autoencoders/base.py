@@ -33,6 +33,7 @@ class VideoAutoencoder(nn.Module, ABC):
     spec: LatentSpec
     settings: Mapping[str, Any] = {}
     stands_for: str | None = None
+    _hashed: tuple[tuple, str] | None = None  # (which weights, their hash)
 
     @abstractmethod
     def encode(self, video: Tensor) -> Tensor:
@@ -112,8 +113,20 @@ class VideoAutoencoder(nn.Module, ABC):
 
         Weights count as fp32, so that a bf16 file and its fp32 copy agree.
         """
-        weights = tensors_hash({name: value.detach().float() for name, value in self._identity().items()})
-        return json_hash([class_path(self), self.spec.to_dict(), dict(self.settings), weights])
+        return json_hash([class_path(self), self.spec.to_dict(), dict(self.settings), self._weights_hash()])
+
+    def _weights_hash(self) -> str:
+        """Hashed again only after a change: every clip of two stages asks, and 1.2B weights take seconds.
+
+        Torch counts in-place changes of a tensor, copies share their original's count, and a tensor that was
+        put in the place of another has memory of its own.
+        """
+        state = self._identity()
+        version = tuple((name, value.data_ptr(), value._version) for name, value in state.items())
+        if self._hashed is None or self._hashed[0] != version:
+            weights = tensors_hash({name: value.detach().float() for name, value in state.items()})
+            self._hashed = version, weights
+        return self._hashed[1]
 
     def _identity(self) -> Mapping[str, Tensor]:
         """The weights that make two autoencoders of one class and one geometry the same."""

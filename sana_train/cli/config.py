@@ -129,7 +129,18 @@ class TwoStageConfig:
 
     data: Node  # held-out clips at twice the height and width that stage 1 makes
     columns: list[
-        Literal["stage1", "stage2", "ceiling", "clip_stage1", "clip_stage2", "noise", "foreign", "single"]
+        Literal[
+            "stage1",
+            "stage2",
+            "ceiling",
+            "clip_stage1",
+            "clip_stage2",
+            "noise",
+            "foreign",
+            "source",
+            "transcoded",
+            "single",
+        ]
     ]  # evaluation/stages/columns.py says what each is
     steps: list[int]  # of training
     num_clips: int
@@ -139,6 +150,7 @@ class TwoStageConfig:
     fps: float
     num_draws: int  # of the bootstrap
     prompts: str | None  # folder of cached prompts; None: the text encoder's context for both streams
+    clip: str | None  # folder or hub id of a CLIP that scores frames against captions
 
     def __post_init__(self) -> None:
         for name in ("num_clips", "batch_size", "num_draws"):

@@ -49,8 +49,9 @@ from sana_train.cli.process import exit_when_preempted, readable_errors
 from sana_train.cli.run_id import IDENTITY_FILE, portable
 from sana_train.cli.stage_one import check_fits, generator_node, load_stage_one
 from sana_train.cli.two_stage import FOLDER_NAME, RECORD_NAME, TwoStageStudy, two_stage_section
-from sana_train.cli.wanted import located
+from sana_train.cli.wanted import located, located_source
 from sana_train.data.progress import ClipProgress
+from sana_train.evaluation.stages.columns import FROM_SOURCE
 from sana_train.evaluation.stages.run import Evaluation
 from sana_train.training.trainer import adopt_srun
 from sana_train.utils.environment import environment
@@ -172,6 +173,8 @@ def evaluate(given: argparse.Namespace) -> str:
     names = ("autoencoder", "text", "reader", "refiner", "upsampler")
     nodes = {name: getattr(asked.config, name) for name in names}
     config = replace(asked.config, **located(nodes, Path(asked.config.paths.models)))
+    if any(column in FROM_SOURCE for column in asked.settings.columns):
+        config = replace(config, source=located_source(config))
     if given.dry_run:
         return _plan(asked, artifact)
     ranks = Ranks.of_environment()

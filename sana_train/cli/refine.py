@@ -27,7 +27,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ from sana_train.protocols import Autoencoder
 from sana_train.text.prompt_cache import PromptCache, PromptEmbeddings
 from sana_train.types import VideoLatents, VideoShape
 from sana_train.utils.files import publish_file, write_json
+from sana_train.utils.offload import OnTurn, take_turns
 from sana_train.utils.rng import SampleRng
 
 RECORD_NAME = "refine.json"
@@ -65,6 +66,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--cache", type=Path, required=True, help="folder of cached prompts")
     top.add_argument("--prompt", metavar="TEXT", help="of every mp4; in place of their own for latents")
     top.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
+    top.add_argument("--offload", choices=["none", "parts", "blocks"], default="none",
+        help="keep upsampler and refiner (38 GB) in host memory: each on the GPU for its turn, or the "
+        "refiner block by block; results stay the same (%(default)s)")  # fmt: skip
     top.add_argument("--from-noise", action="store_true",
         help="a control: the refiner alone, from unit noise at the same sigmas")  # fmt: skip
     return top
@@ -86,6 +90,7 @@ class Stage:
     refiner: Any
     upsampler: Any | None
     device: torch.device
+    turns: dict[str, AbstractContextManager]  # around each part's work
 
 
 def refine(given: argparse.Namespace) -> None:
@@ -103,9 +108,10 @@ def refine(given: argparse.Namespace) -> None:
     cache = PromptCache(given.cache, None)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     nodes = {"autoencoder": config.autoencoder, "refiner": config.refiner, "upsampler": config.upsampler}
-    stage = _build(located(nodes, Path(config.paths.models)), device)
+    stage = _build(located(nodes, Path(config.paths.models)), device, given.offload)
     examined = [examine(path, given.prompt, stage.autoencoder) for path in inputs]
-    prompts = {each.prompt: _prompt(cache, each.prompt) for each in examined}
+    remedy = "add it to the file and call cli.precompute --prompts again, or choose one of them with --prompt"
+    prompts = {each.prompt: cache.batch([each.prompt], remedy) for each in examined}
     chosen = {"seed": given.seed, "from_noise": given.from_noise, "prompt": given.prompt}
     made_by = {"space": stage.autoencoder.fingerprint(), "text": cache.fingerprint}
     own_folder(given.out, RECORD_NAME, {**nodes, **made_by, **chosen})
@@ -117,29 +123,29 @@ def refine(given: argparse.Namespace) -> None:
             progress.advance(1)
 
 
-def _build(nodes: dict[str, Any], device: torch.device) -> Stage:
-    def part(name: str) -> Any:
-        return None if nodes[name] is None else instantiate(nodes[name]).to(device)
-
-    stage = Stage(part("autoencoder"), part("refiner"), part("upsampler"), device)
+def _build(nodes: dict[str, Any], device: torch.device, offload: str) -> Stage:
+    """The autoencoder stays on the device whatever ``offload`` says: it works before and after the others."""
+    autoencoder = instantiate(nodes["autoencoder"]).to(device)
+    refiner = instantiate(nodes["refiner"])
+    upsampler = None if nodes["upsampler"] is None else instantiate(nodes["upsampler"])
+    networks = {"refine": refiner, "upsample": upsampler}
+    turns: dict[str, AbstractContextManager] = {name: nullcontext() for name in networks}
+    for name, network in networks.items():
+        if network is None:
+            continue
+        if offload == "none":
+            network.to(device)
+        elif offload == "blocks" and name == "refine":
+            take_turns(network, network.transformer.transformer_blocks, device)
+        else:
+            turns[name] = OnTurn(network, device)
+    stage = Stage(autoencoder, refiner, upsampler, device, turns)
     if stage.autoencoder.spec != stage.refiner.spec:
         raise ValueError(
             f"latents are {stage.autoencoder.spec}, the refiner reads {stage.refiner.spec}; "
             "choose the autoencoder that it was trained with: autoencoder=<option>"
         )
     return stage
-
-
-def _prompt(cache: PromptCache, prompt: str) -> PromptEmbeddings:
-    """Of one clip, as a batch."""
-    try:
-        one = cache[prompt]
-    except KeyError as error:
-        raise ValueError(
-            f"{error.args[0]}; add it to the file and call cli.precompute --prompts again, or choose one of "
-            "the cached with --prompt"
-        ) from error
-    return PromptEmbeddings(one.video[None], one.audio[None], one.mask[None])
 
 
 def _refine_one(
@@ -155,13 +161,13 @@ def _refine_one(
     if stage.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     larger = latents
-    with _timed(seconds, "upsample", stage.device):
+    with _timed(seconds, "upsample", stage.device), stage.turns["upsample"]:
         if stage.upsampler is not None:
             larger = stage.upsampler.upsample(latents, stage.autoencoder)
     rng = SampleRng(given.seed, torch.zeros(1, dtype=torch.int64, device=stage.device))
     video_noise = rng.normal("refine/video", tuple(larger.values.shape[1:]))
     audio_noise = rng.normal("refine/audio", stage.refiner.audio_shape(larger))
-    with _timed(seconds, "refine", stage.device):
+    with _timed(seconds, "refine", stage.device), stage.turns["refine"]:
         refined = stage.refiner.refine(larger, prompts, video_noise, audio_noise, from_noise=given.from_noise)
     with _timed(seconds, "decode", stage.device):
         after = _decode(stage.autoencoder, refined)

@@ -51,7 +51,8 @@ def examine(path: Path, prompt: str | None, autoencoder: Autoencoder) -> Input:
 
     Raises:
         FileNotFoundError: it is not there.
-        ValueError: it cannot be read, is too small, or holds latents of another autoencoder.
+        ValueError: it cannot be read, is too small, or holds latents of another autoencoder, of another
+            number of channels, or NaN.
     """
     if path.suffix == ".safetensors":
         latents, own = read_latents(path)
@@ -60,6 +61,12 @@ def examine(path: Path, prompt: str | None, autoencoder: Autoencoder) -> Input:
                 f"{path} holds latents of autoencoder {latents.space}, the refiner lives in the space of "
                 f"{autoencoder.fingerprint()}; refine the mp4 that they decode to, which is encoded anew"
             )
+        channels = autoencoder.spec.channels
+        if latents.values.ndim != 5 or latents.values.shape[1] != channels:
+            shape = tuple(latents.values.shape[1:])
+            raise ValueError(f"{path} holds latents {shape}, expected ({channels}, T, H, W); make it again")
+        if not latents.values.isfinite().all():
+            raise ValueError(f"{path} holds latents that are not finite; is the DiT a diverged run's?")
         return Input(path, prompt or own)
     assert prompt is not None
     if not path.is_file():

@@ -17,12 +17,15 @@ from sana_train.cli.schema import TARGET
 from sana_train.cli.stage_one import precision_of, stage_one_of
 from sana_train.cli.targets import arguments_of, resolve_target
 from sana_train.cli.vae_choice import skeleton
+from sana_train.cli.wanted import find_weights
 from sana_train.evaluation import lpips_metric
+from sana_train.evaluation.clip_score import ClipScore
 from sana_train.evaluation.convergence.heldout import evaluation_mode
-from sana_train.evaluation.stages.columns import PAIRED, REFINED, SAMPLED, TwoStages
+from sana_train.evaluation.stages.columns import FROM_SOURCE, PAIRED, REFINED, SAMPLED, TwoStages
 from sana_train.evaluation.stages.judge import Judge
 from sana_train.evaluation.stages.report import write_report
 from sana_train.evaluation.stages.run import Evaluation
+from sana_train.evaluation.stages.transcoding import Source
 from sana_train.generation.stage_one import StageOne
 from sana_train.protocols import ClipSource
 from sana_train.text.prompt_cache import PromptCache, PromptEmbeddings
@@ -49,6 +52,9 @@ class TwoStageStudy:
     def __init__(self, parts: Parts, portable: Mapping[str, Any]) -> None:
         self.parts, self.settings = parts, two_stage_section(parts.cfg.two_stage)
         names = (*_SECTIONS, *(f"two_stage.{name}" for name in _OF_TWO_STAGE))
+        needs_source = any(column in FROM_SOURCE for column in self.settings.columns)
+        names += ("source",) if needs_source else ()
+        names += ("two_stage.clip",) if self.settings.clip is not None else ()
         self.deciding = {  # by name, also of what is left out, so that a difference can be named
             name: {k: value for k, value in portable.items() if k == name or k.startswith(f"{name}.")}
             for name in names
@@ -58,11 +64,14 @@ class TwoStageStudy:
             torch.default_generator.manual_seed(self.settings.seed)
             self.refiner: Any = parts.refiner if has_refined and parts.cfg.refiner is not None else None
             self.upsampler: Any = None if parts.cfg.upsampler is None else parts.upsampler
+        self.unadapted = self._unadapted() if needs_source else None
         self.source = self._source()
         is_paired = any(column in PAIRED for column in self.settings.columns)
         perceptual = lpips_metric.is_ready() and is_paired
         self.judge = Judge(
-            parts.reader, lpips_metric.PerceptualDistance(True, parts.device) if perceptual else None
+            parts.reader,
+            lpips_metric.PerceptualDistance(True, parts.device) if perceptual else None,
+            clip_score=self._clip_score(),
         )
         self.notes = self._notes(is_paired)
 
@@ -79,6 +88,7 @@ class TwoStageStudy:
             settings.seed,
             precision_of(parts),
             parts.device,
+            self.unadapted,
         )
         evaluation = Evaluation(
             stages,
@@ -118,6 +128,17 @@ class TwoStageStudy:
         facts = {**facts, "chance": {} if self.judge.reader is None else dict(self.judge.reader.chance)}
         return write_report(evaluation, made_by, digest, self.notes, self.settings.num_draws, facts, run_dir)
 
+    def _unadapted(self) -> Source:
+        model: Any = self.parts.source_model
+        return Source(stage_one_of(model, self.parts), self.parts.source_autoencoder)
+
+    def _clip_score(self) -> ClipScore | None:
+        wanted = self.settings.clip
+        if wanted is None:
+            return None
+        found = find_weights(wanted, Path(self.parts.cfg.paths.models))
+        return ClipScore(wanted if found is None else str(found), self.parts.device)
+
     def _source(self) -> ClipSource:
         node, parts = self.settings.data, self.parts
         wanted = arguments_of(resolve_target(node[TARGET]))
@@ -140,20 +161,11 @@ class TwoStageStudy:
             return of_stage_one
         cache = PromptCache(Path(self.settings.prompts), None)
 
-        def cached(captions: Sequence[str]) -> PromptEmbeddings:
-            try:
-                found = [cache[caption] for caption in captions]
-            except KeyError as error:
-                raise ValueError(
-                    f"{error.args[0]}; the refiner reads cached prompts (two_stage.prompts): add it to the "
-                    "file and call cli.precompute --prompts again"
-                ) from error
-            stacked = (
-                torch.stack([getattr(one, name) for one in found]) for name in ("video", "audio", "mask")
-            )
-            return PromptEmbeddings(*stacked)
-
-        return cached
+        remedy = (
+            "the refiner reads cached prompts (two_stage.prompts): add it to the file and call "
+            "cli.precompute --prompts again"
+        )
+        return lambda captions: cache.batch(captions, remedy)
 
     def _notes(self, is_paired: bool) -> list[str]:
         """What a reader of the numbers has to know."""
@@ -169,6 +181,8 @@ class TwoStageStudy:
                 "LPIPS is left out: it needs the extra [metrics] and AlexNet's weights in torch's hub cache, "
                 f"{lpips_metric.BACKBONE_FILE}"
             )
+        if self.judge.clip_score is None:
+            notes.append("the CLIP score is left out: two_stage.clip names no weights of a CLIP")
         if self.judge.reader is None:
             notes.append("no reader: no attribute is read (reader=<option>, for the procedural world)")
         return notes

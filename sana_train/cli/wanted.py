@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sana_train.cli.config import RunConfig
+from sana_train.cli.config import RunConfig, SourceConfig
 from sana_train.cli.schema import TARGET
 
 _SECTIONS = ("autoencoder", "text", "reader", "refiner", "upsampler")  # whose node may hold ``weights``
@@ -76,6 +76,26 @@ def located(nodes: Mapping[str, Mapping[str, Any] | None], models: Path) -> dict
         raise MissingWeightsError("\n".join([f"weights that are not on this machine; {places}:", *missing]))
     paths = {value: str(path) for value, path in found.items()}
     return {name: node and _with_paths(node, paths) for name, node in nodes.items()}
+
+
+def located_source(config: RunConfig) -> SourceConfig:
+    """The section ``source`` with the paths found for its names of weights.
+
+    Raises:
+        MissingWeightsError: with what was not found.
+        ValueError: the section is left out.
+    """
+    if config.source is None:
+        raise ValueError(
+            "the DiT before its adaptation is what `source` says; choose it with source=<option>"
+        )
+    models = Path(config.paths.models)
+    autoencoder = located({"source.autoencoder": config.source.autoencoder}, models)["source.autoencoder"]
+    checkpoint = find_weights(config.source.checkpoint, models)
+    if checkpoint is None:
+        missing = Wanted("source.checkpoint", config.source.checkpoint)
+        raise MissingWeightsError(_explain(config, [missing], models))
+    return replace(config.source, autoencoder=autoencoder, checkpoint=str(checkpoint))
 
 
 def wanted_weights(config: RunConfig) -> list[Wanted]:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from sana_train.evaluation import video_stats
-from sana_train.evaluation.reconstruction import psnr
+from sana_train.evaluation.stages.judge import Judge
 from sana_train.protocols import Autoencoder, ClipSource, Reader
 from sana_train.types import Batch
 
 _BATCH = 16
+_TOLD = ("psnr_db", "spectrum_gap", "accuracy/")
 
 
 def stage_one_like(video: Tensor, autoencoder: Autoencoder) -> Tensor:
@@ -28,18 +29,12 @@ def stage_one_like(video: Tensor, autoencoder: Autoencoder) -> Tensor:
 def compare(
     clips: Mapping[str, Tensor], truth: Tensor, reader: Reader | None, attributes: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """``<name>/<metric>``, (B,) each: PSNR, the top band's gap and, with a reader, accuracy per attribute."""
-    reference = video_stats.top_band_log_power(truth)
-    found = {}
-    for name, clip in clips.items():
-        log_power = video_stats.top_band_log_power(clip)
-        found[f"{name}/psnr_db"] = psnr(clip, truth)
-        found[f"{name}/spectrum_gap"] = video_stats.spectrum_gap(log_power, reference)
-        if reader is not None:  # which knows the world at half the size
-            small = video_stats.resized(clip, clip.shape[3] // 2, clip.shape[4] // 2)
-            scores = reader.score(reader.read(small), attributes)
-            found |= {f"{name}/accuracy/{key}": value.float() for key, value in scores.items()}
-    return found
+    """``<name>/<metric>``, (B,) each on the CPU: PSNR, the top band's gap and, with a reader, accuracies.
+
+    Of what ``Judge`` measures of clips that all show ``truth``, what a training run is told at its end.
+    """
+    found = Judge(reader, None, paired=tuple(clips))(clips, truth, attributes, None)
+    return {key: value for key, value in found.items() if key.partition("/")[2].startswith(_TOLD)}
 
 
 @torch.no_grad()
@@ -52,5 +47,6 @@ def heldout_means(
     for first in range(0, total, _BATCH):
         batch = heldout.batch(range(first, min(first + _BATCH, total))).to(device)
         for name, values in judge(batch).items():
-            rows.setdefault(name, []).append(values.masked_fill(batch.weight == 0, torch.nan))
+            is_hole = (batch.weight == 0).to(values.device)
+            rows.setdefault(name, []).append(values.masked_fill(is_hole, torch.nan))
     return {name: float(torch.cat(values).nanmean()) for name, values in rows.items()}

@@ -135,7 +135,7 @@ class Gemma2TextEncoder(nn.Module):
     def _encode(self, texts: list[str], num_read: int, captions: list[str]) -> tuple[Tensor, Tensor]:
         """Whole texts -> (B, S, D) float32 and mask (B, S); ``captions`` are what warnings call them."""
         rows: list[list[int]] = self._tokenizer(texts)["input_ids"]
-        self._report_cut(captions, [len(row) - num_read for row in rows])
+        self._report_cut(captions, [row[num_read:] for row in rows])
         device = self.decoder.device
         ids = torch.full((len(rows), num_read), self._tokenizer.pad_token_id)
         for i, row in enumerate(rows):
@@ -150,22 +150,23 @@ class Gemma2TextEncoder(nn.Module):
         kept = [0, *range(num_read - self.max_tokens + 1, num_read)]
         return hidden[:, kept].float(), mask[:, kept].to(device)
 
-    def _report_cut(self, captions: list[str], excess: list[int]) -> None:
+    def _report_cut(self, captions: list[str], lost: list[list[int]]) -> None:
         """Warn of captions longer than what is read of them: at the first, and as their number doubles."""
-        cut = {caption: num for caption, num in zip(captions, excess, strict=True) if num > 0}
+        cut = {caption: tokens for caption, tokens in zip(captions, lost, strict=True) if tokens}
         before = len(self._cut)
         self._cut.update(map(hash, cut))
         if len(self._cut).bit_length() == before.bit_length():
             return
-        longest = max(cut, key=lambda caption: cut[caption])
+        longest = max(cut, key=lambda caption: len(cut[caption]))
         logger.warning(
-            "captions that do not fit into %d tokens lose their end%s: %d so far, such as %r by %d tokens. "
-            "Shorten them, the denoiser has learnt no longer context",
+            "captions that do not fit into %d tokens lose their end%s: %d so far, such as %r by %d tokens, "
+            "%r. Shorten them, the denoiser has learnt no longer context",
             self.max_tokens,
             ", motion score included" if any(map(_MOTION_SCORE.search, cut)) else "",
             len(self._cut),
             f"{longest[:60]} ...",
-            cut[longest],
+            len(cut[longest]),
+            self._tokenizer.decode(cut[longest]).strip(),
         )
 
 

@@ -111,8 +111,11 @@ class LTX2ConnectorsTextEncoder(nn.Module):
         rows: list[list[int]] = self._tokenizer([prompt.strip() for prompt in prompts])["input_ids"]
         for prompt, row in zip(prompts, rows, strict=True):
             if len(row) > self.max_tokens:
-                excess = len(row) - self.max_tokens
-                logger.warning("a prompt loses its last %d tokens: %r", excess, f"{prompt[:60]} ...")
+                lost = row[self.max_tokens :]
+                logger.warning(
+                    "a prompt loses its last %d tokens, %r: %r; shorten it to %d tokens",
+                    len(lost), self._tokenizer.decode(lost).strip(), f"{prompt[:60]} ...", self.max_tokens,
+                )  # fmt: skip
         ids = torch.full((len(rows), self.max_tokens), self._tokenizer.pad_token_id)
         mask = torch.zeros_like(ids)
         for i, row in enumerate(rows):

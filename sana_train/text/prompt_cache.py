@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -109,6 +110,19 @@ class PromptCache(Mapping[str, PromptEmbeddings]):
         if prompt not in self._index:
             raise KeyError(f"the prompt {prompt!r} is not among the {len(self)} cached in {self.path}")
         return PromptEmbeddings(**load_file(prompt_path(self.path, self._index[prompt])))
+
+    def batch(self, prompts: Sequence[str], remedy: str) -> PromptEmbeddings:
+        """Of all ``prompts``, stacked.
+
+        Raises:
+            ValueError: one is not cached; ends with ``remedy``.
+        """
+        try:
+            found = [self[prompt] for prompt in prompts]
+        except KeyError as error:
+            raise ValueError(f"{error.args[0]}; {remedy}") from error
+        names = ("video", "audio", "mask")
+        return PromptEmbeddings(*(torch.stack([getattr(one, name) for one in found]) for name in names))
 
     def __iter__(self):  # noqa: ANN204 - Iterator[str], which Mapping says
         return iter(self._index)

@@ -96,12 +96,31 @@ def test_every_column_is_judged_and_drawn(made: Path, capsys: pytest.CaptureFixt
     assert gap["low"] <= gap["mean"] <= gap["high"]
     assert gap["num_clips"] == 3
     assert set(found["seconds_per_clip"]) == {"text", "stage1", "upsample", "stage2", "decode"}
-    assert any("random weights" in note for note in found["notes"])
+    for what in ("random weights", "CLIP score is left out"):
+        assert any(what in note for note in found["notes"]), what
     for name in ("stages.png", "stages.mp4", "shown/00000.mp4", "index.html"):
         assert (made / name).stat().st_size > 0, name
     table = (made / "table.md").read_text()
     assert max(len(line) for line in table.splitlines()) <= 100
     assert "| stage2 - stage1 " in table
+
+
+def test_the_way_around_an_adaptation_is_judged_beside_it(run: Path, tiny_clip: Path) -> None:
+    out = run / "around"
+    columns = "two_stage.columns=[stage1,stage2,source,transcoded]"
+    evaluate(run, columns, f"two_stage.clip={tiny_clip}", "two_stage.num_clips=2", f"out={out}")
+    found = metrics(out)
+    assert set(found["columns"]) == {"stage1", "stage2", "source", "transcoded"}
+    assert set(found["differences"]) == {"stage2 - stage1", "stage2 - transcoded"}
+    assert all(0 <= means["clip_score"]["mean"] <= 100 for means in found["columns"].values())
+    assert not any("CLIP" in note for note in found["notes"])
+    parts = {"text", "stage1", "upsample", "stage2", "decode", "source", "transcode"}
+    assert set(found["seconds_per_clip"]) == parts
+    with pytest.raises(SystemExit, match=r"(?s)source.checkpoint = nowhere"):
+        evaluate(run, columns, "source.checkpoint=nowhere", f"out={run / 'none'}")
+    with pytest.raises(SystemExit, match=r"no config.json at .*two_stage.clip=null"):
+        evaluate(run, "two_stage.clip=nowhere", f"out={run / 'none'}")
+    assert not (run / "none").exists()
 
 
 def test_means_are_those_of_the_clips(made: Path) -> None:

@@ -106,11 +106,29 @@ def test_what_is_refined_is_not_refined_again(cache: Path, tmp_path: Path) -> No
         run(str(clip), "--prompt", PROMPT, "--from-noise", cache=cache, out=out)
 
 
+@pytest.mark.parametrize("offload", ["parts", "blocks"])
+def test_what_waits_on_the_host_changes_no_result(cache: Path, tmp_path: Path, offload: str) -> None:
+    clip = str(film(tmp_path / "clip.mp4", 9, 32, 32))
+    for how in ("none", offload):
+        small = ["--prompt", PROMPT, "--offload", how, "upsampler=ltx2_tiny", "refiner.num_layers=2"]
+        torch.manual_seed(0)  # of the random weights
+        run(clip, *small, cache=cache, out=tmp_path / how)
+    kept, moved = (read_latents(tmp_path / how / "clip.safetensors")[0] for how in ("none", offload))
+    assert torch.equal(kept.values, moved.values)
+    assert kept.values.std() > 0.1
+
+
 def test_bad_input_says_what_to_do_and_leaves_nothing(cache: Path, autoencoder: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     clip = str(film(tmp_path / "clip.mp4", 9, 32, 32))
     foreign = tmp_path / "foreign.safetensors"
     write_latents(foreign, VideoLatents(torch.zeros(1, 128, 2, 2, 2), "another", True, 16.0), PROMPT)
+    space = autoencoder.fingerprint()
+    broken, narrow = tmp_path / "broken.safetensors", tmp_path / "narrow.safetensors"
+    values = torch.zeros(1, 128, 2, 2, 2)
+    values[0, 5] = torch.nan
+    write_latents(broken, VideoLatents(values, space, True, 16.0), PROMPT)
+    write_latents(narrow, VideoLatents(torch.zeros(1, 16, 2, 2, 2), space, True, 16.0), PROMPT)
     small = str(film(tmp_path / "small.mp4", 9, 16, 32))
     (tmp_path / "cut.mp4").write_bytes(Path(clip).read_bytes()[:100])
     for words, message in (
@@ -122,6 +140,8 @@ def test_bad_input_says_what_to_do_and_leaves_nothing(cache: Path, autoencoder: 
         ((str(tmp_path / "cut.mp4"), "--prompt", PROMPT), r"cut\.mp4: .* may be truncated"),
         ((small, "--prompt", PROMPT), "smaller than one latent"),
         ((str(foreign),), "latents of autoencoder another.*refine the mp4"),
+        ((str(broken),), r"broken.safetensors holds latents that are not finite"),
+        ((str(narrow),), r"narrow.safetensors holds latents \(16, 2, 2, 2\), expected \(128, T, H, W\)"),
         ((clip, "--prompt", PROMPT, "refiner.audios=none"), "nearest is refiner.audio"),
         ((clip, "--prompt", PROMPT, "refiner.lora=none.safetensors"), "no LoRA at"),
         (

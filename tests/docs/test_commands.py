@@ -19,6 +19,7 @@ from sana_train.cli import (
     convert,
     dashboard,
     evaluate,
+    latency,
     page,
     plan,
     precompute,
@@ -94,6 +95,8 @@ def check(words: list[str]) -> None:
             GlobalHydra.instance().clear()
         case ["python" | "python3", "-m", "sana_train.cli.benchmark_loader", *rest]:
             benchmark_loader.parser().parse_args(rest)
+        case ["python" | "python3", "-m", "sana_train.cli.latency", *rest]:
+            latency.check_words(latency.parser().parse_intermixed_args(rest))
         case ["python" | "python3", "-m", "sana_train.cli.vae_table", *rest]:
             check_vae_table(rest)
         case ["python" | "python3", "-m", "sana_train.cli.precompute", *rest]:

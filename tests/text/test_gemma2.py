@@ -139,7 +139,8 @@ def test_what_is_cut_is_said_at_the_first_and_at_every_doubling(folder, caplog):
     message = record.getMessage()
     assert "do not fit into 30 tokens lose their end, motion score included: 1 so far" in message
     assert "'red cube above red disc above" in message
-    assert f"by {num_tokens - MAX_TOKENS} tokens" in message
+    assert f"by {num_tokens - MAX_TOKENS} tokens, '" in message
+    assert message.split("tokens, '")[1].startswith(LONG.split()[-1]) or "motion score: 10.'" in message
     caplog.clear()
     for i in range(2, 10):
         encoder.encode([f"{LONG} {i}", LONG])

@@ -90,10 +90,11 @@ def test_fingerprint_follows_what_the_embeddings_depend_on(
 def test_a_long_prompt_is_cut_with_a_warning(
     encoder: LTX2ConnectorsTextEncoder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    long = " ".join(["red"] * (MAX_TOKENS + 4))
+    long = " ".join(["red"] * (MAX_TOKENS + 4) + ["cube"])
     with caplog.at_level(logging.WARNING):
         cut = encoder.embed([long])
     assert "loses its last" in caplog.text
+    assert "cube': 'red red" in caplog.text  # what was cut, and of which prompt
     assert cut.video.shape[1] == MAX_TOKENS
 
 

@@ -8,6 +8,8 @@
     noise        stage 2 from unit noise: what the refiner makes of the caption alone (paper, section 3.2)
     foreign      stage 2 of the next clip's latents with this clip's caption
     single       caption -> DiT at the target size -> decode: one stage alone, of a DiT trained at that size
+    source       caption -> the DiT before its adaptation -> its own decoder -> resized
+    transcoded   the same clip encoded again, in stage 2's space -> twice the size -> refiner -> decode
 
 A clip of any column is a function of its number, its caption and the seed: neither of the batch nor of what
 stands beside it. Legend: B clips, F frames, H/W of the target size.
@@ -24,6 +26,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sana_train.evaluation.stages.transcoding import Source
 from sana_train.evaluation.video_stats import resized
 from sana_train.generation.stage_one import StageOne
 from sana_train.refiners.ltx2 import LTX2Refiner
@@ -32,11 +35,23 @@ from sana_train.text.prompt_cache import PromptEmbeddings
 from sana_train.types import Batch, VideoLatents, VideoShape
 from sana_train.utils.rng import SampleRng
 
-Column = Literal["stage1", "stage2", "ceiling", "clip_stage1", "clip_stage2", "noise", "foreign", "single"]
+Column = Literal[
+    "stage1",
+    "stage2",
+    "ceiling",
+    "clip_stage1",
+    "clip_stage2",
+    "noise",
+    "foreign",
+    "source",
+    "transcoded",
+    "single",
+]
 PAIRED: tuple[Column, ...] = ("ceiling", "clip_stage1", "clip_stage2")  # show the held-out clip itself
-REFINED: tuple[Column, ...] = ("stage2", "clip_stage2", "noise", "foreign")
+REFINED: tuple[Column, ...] = ("stage2", "clip_stage2", "noise", "foreign", "transcoded")
 FROM_STAGE_ONE: tuple[Column, ...] = ("stage1", "stage2", "noise", "foreign")
 SAMPLED: tuple[Column, ...] = (*FROM_STAGE_ONE, "single")
+FROM_SOURCE: tuple[Column, ...] = ("source", "transcoded")
 FACTOR = 2  # of height and width, from stage 1 to stage 2
 
 
@@ -75,6 +90,7 @@ class TwoStages:
         seed: of all noise.
         precision: makes the context that the autoencoder runs in.
         device: of all of them.
+        source: the DiT before its adaptation; None where no column is made by it.
     """
 
     stage_one: StageOne | None
@@ -86,6 +102,7 @@ class TwoStages:
     seed: int
     precision: Callable[[], AbstractContextManager]
     device: torch.device
+    source: Source | None = None
 
     def require(self, columns: Sequence[Column], size: VideoShape) -> None:
         """Refuse before the first clip what could not be made of one.
@@ -114,6 +131,8 @@ class TwoStages:
                 f"{step_h} and {step_w} px"
             )
         spec.latent_shape(size)
+        if self.source is not None:
+            self.source.autoencoder.spec.latent_shape(self._small(size))
 
     @torch.no_grad()
     def make(
@@ -143,6 +162,8 @@ class TwoStages:
                 made["clip_stage1"] = resized(self._decode(small), height, width)
             if "clip_stage2" in columns:
                 made["clip_stage2"] = self._decode(self._refine(self._enlarge(small), batch))
+        if any(column in FROM_SOURCE for column in columns):
+            made |= self._transcoded(batch, columns, watch)
         return {column: made[column] for column in columns}, watch.seconds
 
     def _sampled(
@@ -169,6 +190,28 @@ class TwoStages:
             foreign = self._enlarge(self._following(latents, batch, following))
             made["foreign"] = self._decode(self._refine(foreign, batch))
         return made
+
+    def _transcoded(self, batch: Batch, columns: Sequence[Column], watch: Stopwatch) -> dict[Column, Tensor]:
+        """``transcode`` is what an adaptation saves: decoding and encoding between the spaces."""
+        assert self.source is not None and batch.video is not None
+        size = VideoShape(*batch.video.shape[2:])
+        context, mask = self.source.stage_one.encode(batch.captions)
+        with watch("source", len(batch)):
+            values = self.source.sample(context, mask, batch, self._small(size), self.seed)
+        with watch("transcode", len(batch)):
+            video = self.source.decode(values)
+        made: dict[Column, Tensor] = {"source": resized(video, size.height_px, size.width_px)}
+        if "transcoded" in columns:
+            with watch("transcode", len(batch)):
+                through_pixels = self.upsampler is None
+                latents = self._encode(made["source"] if through_pixels else video)
+            larger = latents if through_pixels else self._enlarge(latents)
+            made["transcoded"] = self._decode(self._refine(larger, batch))
+        return made
+
+    @staticmethod
+    def _small(size: VideoShape) -> VideoShape:
+        return replace(size, height_px=size.height_px // FACTOR, width_px=size.width_px // FACTOR)
 
     def _sample(self, batch: Batch, watch: Stopwatch, factor: int = FACTOR) -> VideoLatents:
         """Normalised latents of the captions, at the clips' height and width over ``factor``."""

@@ -7,17 +7,18 @@ does not apply.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sana_train.evaluation import video_stats
+from sana_train.evaluation.clip_score import ClipScore
 from sana_train.evaluation.convergence.samples import group_scores
 from sana_train.evaluation.lpips_metric import PerceptualDistance
 from sana_train.evaluation.reconstruction import masked_psnr, psnr, ssim
-from sana_train.evaluation.stages.columns import FACTOR, PAIRED, Column
+from sana_train.evaluation.stages.columns import FACTOR, PAIRED
 from sana_train.protocols import Reader
 
 
@@ -28,18 +29,23 @@ class Judge:
     Attributes:
         reader: reads attributes off clips at stage 1's size; None where there is no such thing.
         perceptual: None where LPIPS or its trunk's weights are not at hand.
+        paired: columns that show the held-out clip itself.
+        clip_score: None where no CLIP is given.
     """
 
     reader: Reader | None
     perceptual: PerceptualDistance | None
+    paired: Collection[str] = PAIRED
+    clip_score: ClipScore | None = None
 
     @torch.no_grad()
     def __call__(
         self,
-        clips: Mapping[Column, Tensor],
+        clips: Mapping[str, Tensor],
         truth: Tensor,
         attributes: Mapping[str, Tensor],
         textured: Tensor | None,
+        captions: Sequence[str] = (),
     ) -> dict[str, Tensor]:
         """``<column>/<metric>`` on the CPU.
 
@@ -48,6 +54,7 @@ class Judge:
             truth: the held-out clips, likewise.
             attributes: of the captions; may be empty.
             textured: (B, 1, F, H, W) bool, where the held-out clips are textured; None: not known.
+            captions: B of them, for the CLIP score; empty: not known.
         """
         reference = video_stats.top_band_log_power(truth)
         found: dict[str, Tensor] = {}
@@ -57,7 +64,9 @@ class Judge:
             if self.reader is not None and attributes:
                 small = video_stats.resized(clip, clip.shape[3] // FACTOR, clip.shape[4] // FACTOR)
                 metrics |= group_scores(small, attributes, self.reader)
-            if column in PAIRED:
+            if self.clip_score is not None and captions:
+                metrics["clip_score"] = self.clip_score(clip, captions)
+            if column in self.paired:
                 metrics |= self._compared(clip, truth, textured)
             found |= {f"{column}/{name}": value.float().cpu() for name, value in metrics.items()}
         return found

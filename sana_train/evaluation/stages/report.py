@@ -18,7 +18,7 @@ from sana_train.utils.files import publish_file, write_json
 METRICS_NAME = "metrics.json"
 PAGE_NAME = "index.html"
 _CURVES = ("semantic", "colour", "texture", "spectrum_gap")
-_PARTS = ("text", "stage1", "upsample", "stage2", "decode", "single")
+_PARTS = ("text", "stage1", "upsample", "stage2", "decode", "source", "transcode", "single")
 
 
 def write_report(

@@ -92,7 +92,8 @@ class Evaluation:
         clips, seconds = self.stages.make(batch, following, self.columns)
         assert batch.video is not None
         truth = self.stages.autoencoder.reconstructed_frames(batch.video.float())
-        metrics = self.judge(clips, truth, batch.attributes, self._textured(batch))
+        named: dict[str, Tensor] = {**clips}
+        metrics = self.judge(named, truth, batch.attributes, self._textured(batch), batch.captions)
         peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else np.nan
         shared = {f"seconds/{name}": value for name, value in seconds.items()}
         if self.reports_memory:
