@@ -130,8 +130,9 @@ def chosen_cases(given: argparse.Namespace, subject: Subject) -> list[Case]:
     missing: dict[OptimiserName, str] = {
         name: why for name in OPTIMISERS if (why := missing_library(name)) is not None
     }
-    if asked := [name for name in given.optimisers or () if name in missing]:
-        raise ValueError(missing[asked[0]])
+    for name, why in missing.items():
+        if name in (given.optimisers or ()):
+            raise ValueError(why)
     optimisers: list[OptimiserName] = given.optimisers or [name for name in OPTIMISERS if name not in missing]
     if given.optimisers is None and "optimiser" in parts:
         for name, why in missing.items():

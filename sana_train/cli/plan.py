@@ -7,9 +7,10 @@ it: add what `python -m sana_train.cli.vae_table` says of encoding, or train on 
 
 Seconds are the matrix FLOPs, those of recomputing included, over the rate at which that way of computing
 was measured (data/step_rates.json, which names its records), and what the optimiser moves; --mfu takes a
-share of the chip's peak instead. With --gpus and trainer=fsdp2 or hsdp, weights, gradients, moments and
-averages are shared; exchanges run beside the computing and count where they are longer. Rates of exchange
-are data sheets', not measured. The exit code is 1 if the row of the configuration itself does not fit.
+share of the chip's peak instead. Measured were networks of 2B: small ones take longer than this says. With
+--gpus and trainer=fsdp2 or hsdp, weights, gradients, moments and averages are shared; exchanges run beside
+the computing and count where they are longer. Rates of exchange are data sheets', not measured. The exit
+code is 1 if the row of the configuration itself does not fit.
 
 examples:
   python -m sana_train.cli.plan scale=2b

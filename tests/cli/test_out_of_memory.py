@@ -14,7 +14,7 @@ from sana_train.cli.out_of_memory import advice, advice_when_out_of_memory
 
 CPU = torch.device("cpu")
 REASON = "CUDA out of memory. Tried to allocate 2.00 GiB."
-LARGE = ["scale=tiny", "model.depth=2", "training.global_batch=64", "training.micro_batch=64"]
+LARGE = ["scale=tiny", "model.depth=2", "training.global_batch=256", "training.micro_batch=256"]
 
 
 def simulate() -> None:
@@ -26,7 +26,7 @@ def test_training_ends_with_the_plan_and_the_row_that_would_fit(
 ) -> None:
     """As the command does it, with a GPU on which the configuration's own row does not fit."""
     monkeypatch.setattr(train, "run", lambda *_: simulate())
-    monkeypatch.setattr(out_of_memory, "_GIB_OF_AN_H100", 0.35)
+    monkeypatch.setattr(out_of_memory, "_GIB_OF_AN_H100", 0.5)
     config = compose_config([*LARGE, f"paths.runs={tmp_path}", "trainer.accelerator=cpu"])
     with pytest.raises(SystemExit) as ended:
         train.main(config)
@@ -50,7 +50,7 @@ def test_a_row_that_was_to_fit_and_did_not_is_not_recommended_again() -> None:
     config = load(compose_config(LARGE))
     said = advice(config, CPU)
     change = next(line for line in said.splitlines() if "would fit" in line)
-    assert "training.micro_batch=64 would fit" in change
+    assert "training.micro_batch=256 would fit" in change
     assert "trainer.recompute=none" not in change  # as it is configured
 
 
