@@ -86,7 +86,6 @@ class Parts:
         missing = [
             name for name, argument in wanted.items() if argument.required and name not in self.cfg.task
         ]
-        self._require_one_compiler()
         task = instantiate(self.cfg.task, **{name: getattr(self, name) for name in missing})
         recompute = self.cfg.trainer.recompute
         if isinstance(task.model, SanaVideoDiT):
@@ -101,6 +100,7 @@ class Parts:
                 f"trainer.strategy={self.cfg.trainer.strategy}: only a DiT can be sharded; "
                 f"{self.cfg.task[TARGET]} trains a {type(task.model).__name__}. Take trainer=ddp"
             )
+        self._require_one_compiler()
         return task
 
     def _require_one_compiler(self) -> None:

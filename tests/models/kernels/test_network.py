@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sana_train.models.layers.kernels import Kernels
 from sana_train.models.sana_video import SanaVideoDiT
+from sana_train.training.memory import step_memory
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="kernels need Triton: pip install triton"
@@ -116,3 +117,20 @@ def test_keys_and_values_are_made_once_for_a_sampler_and_never_stand_in_for_grad
     torch.testing.assert_close(trained, cached, rtol=1e-4, atol=1e-5)
     trained.sum().backward()
     assert model.blocks[0].cross_attn.kv.weight.grad.norm() > 0
+
+
+@needs_triton
+def test_a_plan_counts_what_fused_kernels_keep(make_dit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    found = {}
+    for kernels in ("reference", "fused"):
+        found[kernels] = step_memory(
+            lambda kernels=kernels: make_dit(width=192, kernels=kernels),
+            (4, 4, 16, 16),
+            micro_batch=1,
+            is_accumulating=False,
+            recompute="none",
+            optimiser="adamw",
+            use_autocast=True,
+        ).activations
+    assert found["fused"] < 0.6 * found["reference"]
