@@ -48,8 +48,10 @@ SPEEDS = ("samples_per_s", "tokens_per_s", "mfu", "data_wait_share", "peak_memor
 class Study:
     """One size of model, in one work folder."""
 
-    def __init__(self, size: str, out: Path, work: Path, num_gpus: int, num_steps: int) -> None:
-        self.size, self.out, self.work = size, out, work
+    def __init__(
+        self, size: str, out: Path, work: Path, num_gpus: int, num_steps: int, more: list[str]
+    ) -> None:
+        self.size, self.out, self.work, self.more = size, out, work, more
         self.num_gpus, self.num_steps, self.saved_at = num_gpus, num_steps, num_steps // 2 + 1
         self.checkpoint = work / "sana_video_480p.pth"
 
@@ -68,7 +70,7 @@ class Study:
             "source.autoencoder.weights=null", "~convergence", "~reader",
             f"training.global_batch={GLOBAL_BATCH}", "training.micro_batch=1", "training.max_steps=100000",
             "training.milestones=[]", "trainer.log_every=1", "trainer.num_workers=4", "logger=csv",
-            f"paths.runs={self.work / 'runs'}", f"paths.data={self.work / 'data'}",
+            f"paths.runs={self.work / 'runs'}", f"paths.data={self.work / 'data'}", *self.more,
         ]  # fmt: skip
 
     def inputs(self) -> dict[str, Any]:
@@ -147,7 +149,8 @@ class Study:
                 start_new_session=True,
             )  # fmt: skip
             try:
-                while last_step(metrics) < last or (is_saved and is_being_saved(run_dir)):
+                published = ckpt.checkpoint_path(run_dir, every)
+                while last_step(metrics) < last or (is_saved and not began and not published.exists()):
                     if process.poll() is not None or time.monotonic() - started > LIMIT_S:
                         raise RuntimeError(f"{name} ended at step {last_step(metrics)}; see {log}")
                     time.sleep(0.2)
@@ -164,6 +167,7 @@ class Study:
             "steps": last - began,
             "seconds": killed_s,
             "global_batch": GLOBAL_BATCH,
+            "overrides": self.more,
             "grid": GRIDS[self.size],
             **speeds(lines, ranks),
         }
@@ -172,10 +176,6 @@ class Study:
 def last_step(metrics: Path) -> int:
     lines = read_jsonl(metrics) if metrics.is_file() else []
     return max((line["step"] for line in lines if "speed/samples_per_s" in line), default=0)
-
-
-def is_being_saved(run_dir: Path) -> bool:
-    return any((run_dir / "checkpoints").glob(".*"))
 
 
 def speeds(lines: list[dict[str, Any]], ranks: int) -> dict[str, Any]:
@@ -204,11 +204,12 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--size", choices=tuple(GRIDS), default="2b")
+    parser.add_argument("--overrides", nargs="*", default=[], help="of every run, e.g. model.kernels=fused")
     given = parser.parse_args()
     out, work = given.out.resolve(), given.work.resolve()
     (out / "logs").mkdir(parents=True, exist_ok=True)
     work.mkdir(parents=True, exist_ok=True)
-    study = Study(given.size, out, work, given.gpus, given.steps)
+    study = Study(given.size, out, work, given.gpus, given.steps, given.overrides)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for part in given.parts:
         if not (out / f"{part}.json").exists():
