@@ -20,6 +20,15 @@ from sana_train.training import checkpoint as ckpt
 from sana_train.training.jsonl import read_jsonl
 
 TRAINERS = {"one": [], "ddp": ["trainer=ddp"], "fsdp2": ["trainer=fsdp2"], "hsdp": ["trainer=hsdp"]}
+CLIPS = {  # from mp4 through a cache of latents; rendered on the device
+    "cpu": ["data.train.source.num_clips=64", "data.heldout.source.num_clips=8"],
+    "gpu": [
+        "data=world_live",
+        "data.train.num_clips=64",
+        "data.heldout.num_clips=8",
+        "latents.mode=resident",
+    ],
+}
 LOGGED = ("train/loss", "train/grad_norm")
 
 
@@ -44,11 +53,10 @@ def train(
         "training.clip_norm=0.1",
         "trainer.log_every=1",
     ]
-    clips = ["data.train.source.num_clips=64", "data.heldout.source.num_clips=8"]
     # Its evaluations take longer than the steps; they are not what is compared.
     without = ["~convergence", "~reader"]
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
-    given = [*trainer, *devices, *sharded, *paths, *steps, *sizes, *clips, *without, *more]
+    given = [*trainer, *devices, *sharded, *paths, *steps, *sizes, *CLIPS[accelerator], *without, *more]
     subprocess.run([*start, "train.py", *given], cwd=REPOSITORY, check=True)
     return work / "runs" / run_id
 
