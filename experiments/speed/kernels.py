@@ -421,7 +421,7 @@ def breakdown(work: Callable[[], Any]) -> dict[str, Any]:
         kernels.append((event.key[:90], round(spent, 3), event.count))
     kernels.sort(key=lambda each: -each[1])
     rounded = {name: round(spent, 2) for name, spent in sorted(families.items(), key=lambda each: -each[1])}
-    return {"families_ms": rounded, "kernels": kernels[:40]}
+    return {"families_ms": rounded, "longest": kernels[:60]}
 
 
 def training(

@@ -71,12 +71,15 @@ class SanaVideoBlock(nn.Module):
 
         ``caption`` is what ``cross_attn`` makes of the context, if that is known.
         """
+        # Outside of what is compiled. Inside it, for one clip on a GPU (torch 2.11), the gradients of tables
+        # were wrong, the more the earlier the block, as if both summands' gradients shared their memory.
+        table = self.scale_shift_table + modulation  # (B, F, 6, D)
         # Recomputation is inside what is compiled, so that the compiler plans with it, and inside a sharded
         # block, whose weights are gathered when its backward pass begins.
         layers = (
             compiled(SanaVideoBlock._recomputed) if self.kernels == "compiled" else type(self)._recomputed
         )
-        return layers(self, x, modulation, context, caption, mask, rope, grid)
+        return layers(self, x, table, context, caption, mask, rope, grid)
 
     def _recomputed(self, *inputs: Any) -> Tensor:
         return recomputed(self.recompute, self._layers, *inputs)
@@ -84,7 +87,7 @@ class SanaVideoBlock(nn.Module):
     def _layers(
         self,
         x: Tensor,
-        modulation: Tensor,
+        table: Tensor,
         context: Tensor,
         caption: tuple[Tensor, Tensor] | None,
         mask: Tensor,
@@ -97,9 +100,8 @@ class SanaVideoBlock(nn.Module):
         if dtype is not None:
             from sana_train.models.kernels.block import fused_block  # Triton comes with GPU builds only
 
-            return fused_block(self, x, modulation, caption, mask, rope, grid, dtype)
-        table = (self.scale_shift_table + modulation).unsqueeze(3)  # (B, F, 6, 1, D)
-        attn_shift, attn_scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = table.unbind(2)
+            return fused_block(self, x, table, caption, mask, rope, grid, dtype)
+        attn_shift, attn_scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = table.unsqueeze(3).unbind(2)
         x = gated_residual(x, self.self_attn(modulated_norm(x, attn_shift, attn_scale), rope), attn_gate)
         bias = torch.where(mask, 0.0, MASKED_BIAS)[:, None, None]  # (B, 1, 1, S)
         x = x + self.cross_attn(x, caption, bias)  # no norm, no gate

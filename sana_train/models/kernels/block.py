@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 def fused_block(
     block: SanaVideoBlock,
     x: Tensor,
-    modulation: Tensor,
+    table: Tensor,
     caption: tuple[Tensor, Tensor],
     mask: Tensor,
     rope: Rotation,
     grid: tuple[int, int, int],
     dtype: torch.dtype,
 ) -> Tensor:
-    """As ``SanaVideoBlock``: (B, N, D) -> (B, N, D), in the dtype that x and the modulation promote to.
+    """As ``SanaVideoBlock``: (B, N, D) -> (B, N, D), in the dtype that x and the table promote to.
 
     Args:
         block: whose weights.
         x: (B, N, D).
-        modulation: (B, F, 6, D).
+        table: (B, F, 6, D), shifts, scales and gates.
         caption: keys and values from ``CrossAttention.keys_and_values``, (B, S, D) each.
         mask: (B, S) bool, whose True come first; a clip without any attends evenly to all.
         rope: of the tokens.
@@ -48,7 +48,7 @@ def fused_block(
     """
     frames, height, width = grid
     batch, num_tokens, _ = x.shape
-    table = (block.scale_shift_table + modulation).flatten(0, 1)  # (B F, 6, D)
+    table = table.flatten(0, 1)  # (B F, 6, D)
     attn_shift, attn_scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = table.unbind(1)
     key, value = caption
     attn, cross, ffn = block.self_attn, block.cross_attn, block.ffn

@@ -16,14 +16,19 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from sana_train.models.kernels.cross_attention import cross_attention_backward, cross_attention_forward
-from sana_train.models.kernels.gated_conv import (
-    gated_conv_backward,
-    gated_conv_forward,
-    silu_conv_backward,
-)
-from sana_train.models.kernels.linear_attention import linear_attention_backward, linear_attention_forward
-from sana_train.models.kernels.modulation import gate_backward, gate_forward, norm_backward, norm_forward
+from sana_train.models.kernels import cross_attention, gated_conv, linear_attention, modulation, temporal
+from sana_train.models.kernels.portable import direct
+
+cross_attention_forward = direct(cross_attention.cross_attention_forward)
+cross_attention_backward = direct(cross_attention.cross_attention_backward)
+gated_conv_forward = direct(gated_conv.gated_conv_forward)
+gated_conv_backward = direct(gated_conv.gated_conv_backward)
+silu_conv_backward = direct(gated_conv.silu_conv_backward)
+linear_attention_forward = direct(linear_attention.linear_attention_forward)
+linear_attention_backward = direct(linear_attention.linear_attention_backward)
+norm_forward, norm_backward = direct(modulation.norm_forward), direct(modulation.norm_backward)
+neighbours = direct(temporal.neighbours)
+gate_forward, gate_backward = direct(modulation.gate_forward), direct(modulation.gate_backward)
 
 NORM_EPS = 1e-6
 
@@ -219,7 +224,8 @@ class GatedTemporal(Function):
     ) -> Tensor:
         """x (B T H W, D), u (B, T, H W, D), weight (D, 3 D) of frames before, at and after, gate (G, D)."""
         rounded, gate = weight.to(u.dtype), _rows(gate)
-        update = torch.addmm(u.flatten(0, 2), _neighbours(u), rounded.t())
+        u = u.contiguous()
+        update = torch.addmm(u.flatten(0, 2), neighbours(u), rounded.t())
         out, _ = gate_forward(x.contiguous(), update, None, gate, None)
         ctx.save_for_backward(u, update, rounded, gate)
         ctx.weight_dtype = weight.dtype
@@ -233,21 +239,9 @@ class GatedTemporal(Function):
         _, dupdate, dgate, _ = gate_backward(grad, None, update, None, gate, u.dtype)
         width = u.shape[-1]
         # u at a frame was read by the frame after it (first third of the weight), itself and the one before.
-        around = _neighbours(dupdate.view(u.shape))
+        around = neighbours(dupdate.view(u.shape))
         reversed_weight = torch.cat(weight.split(width, dim=1)[::-1], dim=0)  # (3 D, D)
         du = torch.addmm(dupdate, around, reversed_weight)
         thirds = _weight_gradient(around, u.flatten(0, 2), ctx.weight_dtype).view(3, width, width)
         dweight = torch.cat([thirds[2], thirds[1], thirds[0]], dim=1)
         return grad, du.view(u.shape), dweight, dgate.to(gate.dtype)
-
-
-def _neighbours(u: Tensor) -> Tensor:
-    """(B, T, P, D) -> (B T P, 3 D): each position in the frame before, its own and the one after."""
-    batch, frames, positions, width = u.shape
-    out = u.new_empty((batch, frames, positions, 3, width))
-    out[:, 0, :, 0] = 0
-    out[:, 1:, :, 0] = u[:, :-1]
-    out[:, :, :, 1] = u
-    out[:, :-1, :, 2] = u[:, 1:]
-    out[:, -1, :, 2] = 0
-    return out.view(-1, 3 * width)

@@ -10,7 +10,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 
@@ -34,3 +37,17 @@ def tanh(x):
             "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
     return 2.0 * tl.sigmoid(2.0 * x) - 1.0
+
+
+def direct(operator: Any) -> Callable[..., Any]:
+    """The function behind a registered operator, called as such where nothing looks at operators.
+
+    PyTorch's way to it costs the processor as much time as a small kernel costs the GPU.
+    """
+    function = operator._init_fn
+
+    def call(*inputs: Any) -> Any:
+        is_watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+        return operator(*inputs) if is_watched else function(*inputs)
+
+    return call
