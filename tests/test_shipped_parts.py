@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "data" / "tiny"
 SHORTFALLS = ROOT / "experiments" / "tiny_parts" / "shortfalls.yaml"
 MAX_FILE_MB, MAX_TOTAL_MB = 16, 40
+OF_STAGE_TWO = ("ltx2_large", "ltx2_upsampler")
 MAX_PARAMETERS = {"ltx2": 4e6, "dcae_v": 4e6, "reader": 7e6, "sana_dcae_v": 5e6}
 COARSE = ("shape", "motion", "relation", "count", "colour", "background")
 
@@ -43,7 +44,9 @@ def targets() -> Iterator[tuple[str, str, bool]]:
         samples = record(part)["heldout"]
         accuracy = [samples.get(f"samples/accuracy/{name}", 0.0) for name in COARSE]
         yield part, "mean coarse accuracy >= 0.9", sum(accuracy) / len(accuracy) >= 0.9
-        preset = yaml.safe_load((ROOT / "conf" / "experiment" / "tiny" / f"{part}.yaml").read_text())
+    for part in ("sana_ltx2", "sana_dcae_v", *OF_STAGE_TWO):
+        folder = ROOT / "conf" / "experiment" / "tiny" / ("stage2" if part in OF_STAGE_TWO else "")
+        preset = yaml.safe_load((folder / f"{part}.yaml").read_text())
         yield part, "all steps of its preset", record(part)["steps"] >= preset["training"]["max_steps"]
     yield "sana_dcae_v", "each coarse accuracy >= 0.8", min(accuracy) >= 0.8
 
@@ -59,7 +62,7 @@ def test_every_target_is_reached_or_listed_with_a_reason() -> None:
 
 
 def test_records_say_how_their_part_was_made() -> None:
-    for part in (*MAX_PARAMETERS, "sana_ltx2"):
+    for part in (*MAX_PARAMETERS, "sana_ltx2", *OF_STAGE_TWO):
         made = record(part)
         assert made["config"]["name"].startswith("tiny/")
         assert made["steps"] >= 1

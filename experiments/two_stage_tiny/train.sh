@@ -30,10 +30,11 @@ declare -A needs=(
 )
 
 train() { # PRESET MINUTES
-  local id=$1 log=$runs/$1.log out=$weights/${folder[$1]:-$1} start=$SECONDS needed
+  local id=$1 group=tiny log=$runs/$1.log out=$weights/${folder[$1]:-$1} start=$SECONDS needed
   read -ra needed <<<"${needs[$id]:-}"
   rm -rf "${runs:?}/$id"
-  "$python" train.py experiment="tiny/${id%_video}" run_id="$id" logger=csv trainer.max_minutes="$2" \
+  [[ $id == sana_ltx2 ]] || group=tiny/stage2
+  "$python" train.py experiment="$group/${id%_video}" run_id="$id" logger=csv trainer.max_minutes="$2" \
     trainer.at_limit=finish trainer.log_every=100 paths.runs="$runs" paths.weights="$weights" \
     paths.data="$runs/data" "${needed[@]}" "${extra[@]}" >>"$log" 2>&1
   if [[ ! -f $runs/$id/export/record.json ]]; then

@@ -75,7 +75,7 @@ class LTX2TwoDecoders(LTX2VideoAutoencoder):
 
     def _load_large(self, file: Path) -> None:
         if not file.is_file():
-            remedy = "train it with experiment=tiny/ltx2_large, or set autoencoder.large_weights=null"
+            remedy = "train it with experiment=tiny/stage2/ltx2_large, or set autoencoder.large_weights=null"
             raise missing_weights("the decoder of large clips", file, remedy)
         try:
             self.large.load_state_dict(load_file(file))

@@ -97,7 +97,7 @@ def test_flops_of_the_refiner_hold_its_attention() -> None:
         module.count_flops(node, module.video_size(clip), 8)
         for clip in ("64x64x17", "128x64x17", "192x64x17")
     )
-    tokens, width, blocks = 12, 4 * 48, 4
+    tokens, width, blocks = 12, node["num_heads"] * node["head_dim"], node["num_layers"]
     assert third - 2 * second + first == 4 * width * blocks * 2 * tokens**2
 
 

@@ -17,7 +17,7 @@ from sana_train.utils.rng import SampleRng
 
 
 def autoencoder(**changes: Any) -> LTX2TwoDecoders:
-    config = load(compose_config(["experiment=tiny/ltx2_large"]))
+    config = load(compose_config(["experiment=tiny/stage2/ltx2_large"]))
     assert config.autoencoder is not None
     return instantiate({**config.autoencoder, "large_from_px": 96, **changes})
 
@@ -61,5 +61,5 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     batch = WorldClips("train", 1, frames=9, size_px=64).batch([0])
     with pytest.raises(ValueError, match="from 96 px on"):
         task.step(batch, SampleRng(0, batch.ordinals))
-    with pytest.raises(FileNotFoundError, match="tiny/ltx2_large"):
+    with pytest.raises(FileNotFoundError, match="tiny/stage2/ltx2_large"):
         autoencoder(large_weights=str(tmp_path))
