@@ -159,7 +159,8 @@ class Study:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        shutil.copy(metrics, self.out / "logs" / f"{name}.jsonl")
+                if metrics.is_file():
+                    shutil.copy(metrics, self.out / "logs" / f"{name}.jsonl")
         lines = [line for line in read_jsonl(metrics) if began < line["step"] <= last]
         return {
             "trainer": trainer,
@@ -206,6 +207,8 @@ def main() -> None:
     parser.add_argument("--size", choices=tuple(GRIDS), default="2b")
     parser.add_argument("--overrides", nargs="*", default=[], help="of every run, e.g. model.kernels=fused")
     given = parser.parse_args()
+    # Whoever ends this process ends its runs: in sessions of their own, they would go on beside the next.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     out, work = given.out.resolve(), given.work.resolve()
     (out / "logs").mkdir(parents=True, exist_ok=True)
     work.mkdir(parents=True, exist_ok=True)

@@ -64,14 +64,15 @@ def forward_backward_peak(
     mask = torch.ones(context.shape[:2], dtype=torch.bool)
     latents, t = torch.randn(micro_batch, *latent_shape), torch.rand(micro_batch)
     noise = torch.randn_like(latents)
-    there = _bytes([*model.parameters(), *model.buffers()])
-    there += _bytes([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
-    with LiveBytes() as live:
-        with torch.autocast("cpu", torch.bfloat16, enabled=use_autocast):
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    with LiveBytes([*model.parameters(), *model.buffers(), *gradients]) as live:
+        del gradients  # without numbers they are added to out of place: the sum is held, what it is of is not
+        # Without the cache of cast weights, as Lightning trains: recomputed blocks cast theirs again.
+        with torch.autocast("cpu", torch.bfloat16, enabled=use_autocast, cache_enabled=False):
             predicted = model(noisy_latents(latents, noise, t), t, model.prepare(context, mask))
             loss = velocity_loss(predicted, velocity_target(latents, noise)).mean()
         loss.backward()
-    return there + live.peak
+    return live.peak
 
 
 def step_memory(

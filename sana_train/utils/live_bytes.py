@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -11,16 +12,22 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Storages made inside the block and still held.
+    """Storages made inside the block and still held, and those of ``there``.
+
+    Args:
+        there: tensors from before the block that count, too, until something gives them up: gradients that
+            are replaced by their sums, for one.
 
     Attributes:
-        now, peak: bytes, without those that were there before.
+        now, peak: bytes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, there: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.now = self.peak = 0
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+        for tensor in there:
+            self._count(tensor.untyped_storage())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

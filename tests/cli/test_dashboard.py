@@ -40,8 +40,9 @@ RUNS = {
         refiner.head_dim=24
     """,
     "two_stage": """
-        experiment=tiny/stage2/ltx2_refiner data.train.num_clips=8 data.heldout.num_clips=2 data.train.size_px=64
-        data.heldout.size_px=64 refiner.base_size_px=64 refiner.num_layers=1 training.precision=32-true
+        experiment=tiny/stage2/ltx2_refiner data.train.num_clips=8 data.heldout.num_clips=2
+        data.train.size_px=64 data.heldout.size_px=64 refiner.base_size_px=64 refiner.num_layers=1
+        training.precision=32-true
         task.compile_mode=none task.num_heldout_clips=2 ~reader
     """,
 }

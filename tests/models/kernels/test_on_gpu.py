@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from sana_train.flow.objective import velocity_loss
+from sana_train.flow.path import noisy_latents, velocity_target
 from sana_train.models.layers.kernels import Kernels
 from sana_train.models.sana_video import SanaVideoDiT
 
@@ -106,21 +108,23 @@ def test_ways_and_recomputation_give_the_same_to_the_bit(make_dit) -> None:
 
 
 def curve(model: SanaVideoDiT, kernels: Kernels, device: str, num_steps: int) -> list[float]:
-    """Losses of learning to undo one mixing of channels."""
+    """Losses of flow matching, which noise keeps from zero: latents of fewer numbers than channels."""
     model.set_kernels(kernels)
     updates = torch.optim.AdamW(model.parameters(), lr=1e-3)
     rng = torch.Generator(device).manual_seed(0)
     channels = model.latent_channels
-    mixing = torch.randn(channels, channels, generator=rng, device=device) / channels**0.5
+    mixing = torch.randn(channels // 4, channels, generator=rng, device=device)
     losses = []
     for _ in range(num_steps):
-        latents = torch.randn(4, channels, 2, 4, 4, generator=rng, device=device)
-        context = torch.randn(4, *model.null_context.shape, generator=rng, device=device)
+        code = torch.randn(16, channels // 4, 2, 4, 4, generator=rng, device=device)
+        latents = torch.einsum("bcthw,cd->bdthw", code, mixing) / (channels / 4) ** 0.5
+        noise = torch.randn(latents.shape, generator=rng, device=device)
+        t = torch.rand(len(latents), generator=rng, device=device)
+        context = torch.randn(len(latents), *model.null_context.shape, generator=rng, device=device)
         mask = torch.ones(context.shape[:2], dtype=torch.bool, device=device)
-        target = torch.einsum("bcthw,cd->bdthw", latents, mixing)
         with torch.autocast(device, torch.bfloat16):
-            velocity = model(latents, torch.full((4,), 0.5, device=device), model.prepare(context, mask))
-        loss = (velocity - target).square().mean()
+            velocity = model(noisy_latents(latents, noise, t), t, model.prepare(context, mask))
+        loss = velocity_loss(velocity, velocity_target(latents, noise)).mean()
         updates.zero_grad(set_to_none=True)
         loss.backward()
         updates.step()
@@ -144,5 +148,5 @@ def test_two_hundred_steps_learn_alike(make_dit, kernels: Kernels, device: str) 
         with torch.device(device):
             model = make_dit(**(TINY if device == "cuda" else {}))
         curves.append(torch.tensor(curve(model, way, device, 200)).unfold(0, 20, 10).mean(1))
-    assert curves[0][-1] < 0.5 * curves[0][0]  # it learns at all
+    assert curves[0][-1] < 0.7 * curves[0][0]  # it learns at all
     torch.testing.assert_close(curves[1], curves[0], rtol=0.01, atol=0.0)
