@@ -120,7 +120,7 @@ def test_sharing_divides_what_stays_and_hsdp_shares_within_a_node() -> None:
 
 def test_a_way_that_was_not_measured_says_whose_rate_it_has(tmp_path: Path) -> None:
     rates = read_rates("H200")
-    assert "H100" in rates.of("reference", "full").source
+    assert "H100" in rates.of("reference", "none").source
     assert "fused not measured: that of reference" in rates.of("fused", "full").source
     content: dict[str, Any] = json.loads(RATES_FILE.read_text())
     fused = {
