@@ -108,15 +108,17 @@ class Files:
 
 def all_rows(files: Files) -> list[Row]:
     """Every check, in the order in which a clip meets the weights."""
-    latents = [
+    of_latents = [
         ("latent mean of clips", f"<= {MAX_OFFSET:g} std"),
         ("latent std of clips", f"<= x{MAX_SPREAD:g}"),
         ("reconstruction of clips", f">= {MIN_PSNR_DB:g} dB"),
     ]
+    of_source = [(f"source {name}", bound) for name, bound in of_latents]
     text = [("text vocabulary", "0 tokens"), ("text encoder forward", f"<= {MAX_TEXT_DIFFERENCE:g}")]
     return [
         *_rows([("source DiT forward", f"<= {TOLERANCE:g}")], lambda: measure_dit(files)),
-        *_rows(latents, lambda: measure_autoencoder(files)),
+        *_rows(of_latents, lambda: measure_autoencoder(files)),
+        *_rows(of_source, lambda: measure_source_autoencoder(files)),
         *_rows(text, lambda: measure_text(files)),
     ]
 
@@ -160,13 +162,24 @@ def measure_dit(files: Files) -> list[Measured]:
     return [Measured(difference, difference <= TOLERANCE, note)]
 
 
-@torch.no_grad()
 def measure_autoencoder(files: Files) -> list[Measured]:
+    """Of the space that the DiT moves into."""
+    return _measure_autoencoder(files, files.config.autoencoder, "autoencoder.weights")
+
+
+def measure_source_autoencoder(files: Files) -> list[Measured]:
+    """Of the space that it comes from, whose decoder a run opens only for its samples at the end."""
+    source = files.config.source
+    node = None if source is None else source.autoencoder
+    return _measure_autoencoder(files, node, "source.autoencoder.weights")
+
+
+@torch.no_grad()
+def _measure_autoencoder(files: Files, node: dict[str, Any] | None, key: str) -> list[Measured]:
     """Mean and std of held-out latents in units of the file's statistics, and PSNR of the clips."""
-    node = files.config.autoencoder
     if node is None or not node.get("weights"):
-        raise Skipped("the configuration has no autoencoder with weights")
-    files.require("autoencoder.weights")
+        raise Skipped(f"the configuration has no {key}")
+    files.require(key)
     clips = _heldout(files)
     autoencoder: VideoAutoencoder = instantiate(node).to(files.device).eval()
     latents = files.config.latents

@@ -6,6 +6,7 @@ anything is red. What is held against what:
 source DiT forward        our class and diffusers' on the same weights, max |a - b| / max |b|
 latent mean, std          held-out clips (data.heldout) in units of the file's statistics, over channels
 reconstruction of clips   mean PSNR; the bound tells a wrong autoencoder, not a good one
+source ...                the same of the autoencoder that the DiT comes from
 text vocabulary, encoder  Gemma-2 against diffusers' prompt encoding, with the same instruction
 
 A file compared with itself shows that it is read rightly, not that it is the right file. --diffusers

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from sana_train.training import checkpoint as ckpt
+from sana_train.training.gloo import gloo_group
 from sana_train.utils.files import publish_directory
 
 _SHARDS = "shards"  # of weights, until they are put together
@@ -33,7 +34,7 @@ class BackgroundSaver:
 
     def __init__(self) -> None:
         # Of its own: what the background sends must not meet what training sends.
-        self._group: Any = dist.new_group(backend="gloo")
+        self._group: Any = gloo_group()
         self._is_first = dist.get_rank() == 0
         # A GPU copies into page-locked memory at the speed of the bus. That is locked once and kept,
         # since locking takes longer than copying.

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from sana_train.training.callbacks.base import StepCallback
+from sana_train.training.gloo import gloo_group
 from sana_train.training.shell import TrainingShell
 
 # What SLURM sends on preemption, and what slurm/train.sbatch asks for before the time limit.
@@ -54,7 +55,7 @@ class StopAtStepEnd(StepCallback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Lightning put a handler of its own around SIGTERM, which ends the process inside a step.
         signal.signal(signal.SIGTERM, self._handle)
-        self._group = dist.new_group(backend="gloo") if trainer.world_size > 1 else None
+        self._group = gloo_group() if trainer.world_size > 1 else None
 
     def on_step_end(self, shell: TrainingShell, step: int) -> None:
         is_late = self.deadline_s is not None and time.monotonic() >= self.deadline_s

@@ -52,9 +52,8 @@ class Monitor:
             if heard:
                 last = time.monotonic()
             if self._is_gone():
-                self._record(
-                    self._note("ended without a word: killed, or out of memory? Its stack went with it")
-                )
+                why = "ended without a word: killed, or out of memory? Its stack went with it"
+                self._record(self._note(why), is_cause=True)
                 self._announce()
                 return
             others = [path.stem for path in self.folder.glob("*.ended") if path.stem != self.stacks.stem]
@@ -62,7 +61,7 @@ class Monitor:
                 self._end(f"ended because {', '.join(sorted(others))} did")
                 return
             if time.monotonic() - last > self.stall_s:
-                self._record(self._end(f"ended after {self.stall_s:g} s without progress"))
+                self._record(self._end(f"ended after {self.stall_s:g} s without progress"), is_cause=False)
                 return
 
     def _hear(self) -> bytes:
@@ -101,11 +100,20 @@ class Monitor:
         sys.stderr.write(f"{line}; stacks of all ranks are in {self.folder}\n")
         return line
 
-    def _record(self, line: str) -> None:
-        """As a run that fails by itself does. What is there already came first and is the reason."""
+    def _record(self, line: str, *, is_cause: bool) -> None:
+        """Say why in the run's directory, as a run that fails by itself does.
+
+        What is there already came first. But where a rank was killed, what came first is how another one,
+        which hears of it within milliseconds, complains of a lost connection: that is replaced.
+        """
+        file = self.folder.parents[1] / FAILURE_FILE
+        if file.exists() and not is_cause:
+            return
         reason = f"{line}; stacks of all ranks are in {self.folder}"
-        with contextlib.suppress(OSError), (self.folder.parents[1] / FAILURE_FILE).open("x") as file:
-            json.dump({"error": "RankEnded", "reason": reason}, file)
+        draft = file.with_name(f".{FAILURE_FILE}.{self.rank}")
+        with contextlib.suppress(OSError):
+            draft.write_text(json.dumps({"error": "RankEnded", "reason": reason}))
+            draft.replace(file)
 
     def _kill_after(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds

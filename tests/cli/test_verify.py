@@ -27,6 +27,7 @@ from tests.models.conftest import SIZES, build
 DIT, MEAN, STD = "source DiT forward", "latent mean of clips", "latent std of clips"
 PSNR, VOCABULARY, TEXT = "reconstruction of clips", "text vocabulary", "text encoder forward"
 MODEL = [f"model.{key}={value}".replace(" ", "") for key, value in SIZES.items()]
+SOURCE = [f"source {name}" for name in (MEAN, STD, PSNR)]
 NO_SOURCE = ["~source", "~adaptation"]
 
 
@@ -43,6 +44,7 @@ def files(tmp_path: Path, tiny_gemma2: Path, clips: list[str]) -> Path:
     state = build().state_dict()
     write_nvlabs(state, tmp_path / "sana.pth")
     shutil.copytree(REPOSITORY / "data" / "tiny" / "ltx2", tmp_path / "ltx2")
+    shutil.copytree(REPOSITORY / "data" / "tiny" / "dcae_v", tmp_path / "dcae_v")
     shutil.copytree(tiny_gemma2, tmp_path / "gemma")
     pipeline = tmp_path / "pipeline"
     write_diffusers(state, pipeline / "transformer")
@@ -53,7 +55,12 @@ def files(tmp_path: Path, tiny_gemma2: Path, clips: list[str]) -> Path:
 
 
 def dit(files: Path) -> list[str]:
-    return [*MODEL, f"source.checkpoint={files / 'sana.pth'}", "~source.model.latent_channels"]
+    source = [f"source.checkpoint={files / 'sana.pth'}", "source.autoencoder.weights=null"]
+    return [*MODEL, *source, "~source.model.latent_channels"]
+
+
+def source_autoencoder(files: Path) -> list[str]:
+    return [f"source.autoencoder.weights={files / 'dcae_v'}"]
 
 
 def autoencoder(files: Path) -> list[str]:
@@ -101,17 +108,17 @@ def test_sound_files_are_all_green(
 ) -> None:
     options = ["--diffusers", str(files / "pipeline")] if against_pipeline else []
     report = files / "verify.json"
-    words = [*dit(files), *autoencoder(files), *text(files), *clips]
+    words = [*dit(files), *autoencoder(files), *source_autoencoder(files), *text(files), *clips]
     verify.main(["--json", str(report), *options, *words])
     found = {row["check"]: row for row in json.loads(report.read_text())["rows"]}
     assert {name: row["state"] for name, row in found.items()} == dict.fromkeys(
-        [DIT, MEAN, STD, PSNR, VOCABULARY, TEXT], "green"
+        [DIT, MEAN, STD, PSNR, *SOURCE, VOCABULARY, TEXT], "green"
     )
     assert 0 <= found[DIT]["number"] <= 1e-5
     assert 1.0 <= found[STD]["number"] < 1.3
     assert 25.0 < found[PSNR]["number"] < 45.0
     table = capsys.readouterr().out
-    assert table.count("green") == 6
+    assert table.count("green") == 9
     assert f"{found[PSNR]['number']:.3g}" in table and ">= 20 dB" in table
     assert max(map(len, table.splitlines())) <= 100
 
@@ -158,13 +165,17 @@ def test_damaged_files_and_missing_ones_are_red_with_the_reason(
     (files / "sana.pth").write_bytes(data[: len(data) // 2])
     change(files / "ltx2" / "model.safetensors", "vae.decoder.conv_in.conv.weight", lambda value: value * 1.1)
     shutil.rmtree(files / "gemma")
+    shutil.rmtree(files / "dcae_v")
+    words = [*dit(files), *autoencoder(files), *source_autoencoder(files), *text(files), *clips]
     with pytest.raises(SystemExit) as end:
-        verify.main([*dit(files), *autoencoder(files), *text(files), *clips])
+        verify.main(words)
     assert end.value.code == 1
     table = capsys.readouterr().out
     assert "green" not in table
     assert f"{DIT}: {files / 'sana.pth'} is damaged or incomplete" in table
     assert f"{MEAN}, {STD}, {PSNR}: {files / 'ltx2' / 'model.safetensors'} has fingerprint" in table
+    missing = f"source.autoencoder.weights={files / 'dcae_v'} is not on this machine"
+    assert f"{', '.join(SOURCE)}: {missing}" in table
     assert f"{VOCABULARY}, {TEXT}: text.weights={files / 'gemma'} is not on this machine" in table
 
 
@@ -214,14 +225,25 @@ def test_a_perturbed_decoder_is_red_in_reconstruction_alone(files: Path, clips: 
     assert states(found) == {MEAN: "green", STD: "green", PSNR: "red"}
 
 
+def test_a_cut_decoder_of_the_source_is_red_before_a_run_needs_it(files: Path, clips: list[str]) -> None:
+    weights = files / "dcae_v" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    found = rows([*dit(files), *autoencoder(files), *source_autoencoder(files), *clips])
+    assert {name: found[name].state for name in SOURCE} == dict.fromkeys(SOURCE, "red")
+    assert found[MEAN].state == "green"
+    assert str(weights) in found[SOURCE[0]].note
+
+
 def test_without_clips_their_rows_are_skipped_with_the_reason(
     files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     empty = ["data=shards", f"data.heldout.path={files / 'empty'}"]
-    words = [*dit(files), *autoencoder(files), *empty]
+    words = [*dit(files), *autoencoder(files), *source_autoencoder(files), *empty]
     verify.main(words)  # nothing red: no exit
     reason = f"no *.tar shards in {files / 'empty'}, which is not there; give clips of your own in shards"
-    assert f"{MEAN}, {STD}, {PSNR}: {reason}" in capsys.readouterr().out  # in one piece, to be copied
+    assert (
+        f"{', '.join([MEAN, STD, PSNR, *SOURCE])}: {reason}" in capsys.readouterr().out
+    )  # in one piece, to be copied
     found = rows(words)
     assert states(found) == {DIT: "green"}
     assert found[PSNR].note.startswith(reason)

@@ -27,7 +27,7 @@ def test_directives(script: Path) -> None:
     lines = script.read_text().splitlines()
     first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
     directives = {line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")}
-    assert {"--requeue", "--open-mode=append", "--signal=USR1@120"} <= directives
+    assert {"--requeue", "--open-mode=append", "--signal=USR1@600"} <= directives
     assert not [line for line in lines[first_command:] if line.startswith("#SBATCH")]
 
 

@@ -41,6 +41,7 @@ def train(
     ranks_per_copy: int | None = None,
     recompute: str = "none",
     kernels: str = "reference",
+    precision: str = "32-true",
 ) -> None:
     """Every rank accumulates two micro-batches to the global batch of 8; a group starts at step 5."""
     task = make_task(kept_start_step=5)
@@ -59,6 +60,7 @@ def train(
         clip_norm=CLIP_NORM,
         strategy=strategy,
         ranks_per_copy=ranks_per_copy,
+        precision=precision,
     )
 
 
@@ -90,6 +92,17 @@ def assert_equal_runs(found: Path, expected: Path) -> None:
 def test_twenty_steps_of_two_ranks_are_those_of_one(strategy: str, alone: Path, tmp_path: Path) -> None:
     assert exit_codes(train, tmp_path / "both", 2, strategy) == [0, 0]
     assert_equal_runs(tmp_path / "both", alone)
+
+
+def test_in_bf16_shards_differ_from_one_process_by_its_noise_alone(tmp_path: Path) -> None:
+    """Weights of norms and tables are rounded as they are gathered; one process leaves those in float32."""
+    train(tmp_path / "alone", 1, precision="bf16-mixed")
+    given = ("fsdp2", False, None, "none", "reference", "bf16-mixed")
+    assert exit_codes(train, tmp_path / "both", 2, *given) == [0, 0]
+    found, expected = (
+        [line["train/loss"] for line in metrics(tmp_path / name)] for name in ("both", "alone")
+    )
+    assert found == pytest.approx(expected, rel=5e-3)
 
 
 @pytest.mark.slow

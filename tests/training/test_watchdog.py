@@ -11,6 +11,8 @@ import pytest
 from rank_processes import exit_codes
 from training_harness import launch
 
+from sana_train.cli.failure import failure_recorded
+from sana_train.cli.run_id import IDENTITY_FILE
 from sana_train.training.callbacks.base import StepCallback
 from sana_train.training.shell import TrainingShell
 from sana_train.training.stall_monitor import FAILURE_FILE
@@ -48,15 +50,18 @@ class Mishap(StepCallback):
 
 
 def train_until(run_dir: Path, kind: str, rank: int) -> None:
-    launch(
-        run_dir,
-        max_steps=10**6,
-        micro_batch=4,
-        devices=2,
-        callbacks=[Mishap(kind, rank)],
-        checkpoint_every=10**6,
-        stall_s=STALL_S,
-    )
+    run_dir.mkdir(exist_ok=True)
+    (run_dir / IDENTITY_FILE).touch()  # as a run that has claimed its directory
+    with failure_recorded(run_dir):
+        launch(
+            run_dir,
+            max_steps=10**6,
+            micro_batch=4,
+            devices=2,
+            callbacks=[Mishap(kind, rank)],
+            checkpoint_every=10**6,
+            stall_s=STALL_S,
+        )
 
 
 @pytest.mark.parametrize(
@@ -84,9 +89,9 @@ def test_the_job_ends_in_time_with_every_stack(kind: str, rank: int, tmp_path: P
     wait_for(folder / f"rank_{1 - rank:04d}.txt", "training_epoch_loop.py")  # where it waited
     where = {"killed": "ended without a word", "failed": "this rank's own bug"}
     wait_for(folder / f"rank_{rank:04d}.txt", where.get(kind, "in fall_out"))
-    if kind != "failed":  # which its own process records, in `sana_train.cli.failure`
-        # Whoever waits for a rank that stalls makes no progress either, and may be the first to say so.
-        wait_for(run_dir / FAILURE_FILE, "without progress" if has_stalled else f"rank {rank} (process ")
+    # Whoever waits for a rank that stalls makes no progress either, and may be the first to say so.
+    cause = {"killed": f"rank {rank} (process ", "failed": "this rank's own bug"}
+    wait_for(run_dir / FAILURE_FILE, cause.get(kind, "without progress"))
     if has_stalled:
         wait_for(folder, f"ended after {STALL_S:g} s without progress")
     assert codes[rank] == (1 if kind == "failed" else -signal.SIGKILL)
