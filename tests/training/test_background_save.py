@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,38 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(rank: int, function: s
     launch(tmp_path / "alone", max_steps=6)
     expected = [line["train/loss"] for line in metrics(tmp_path / "alone")]
     assert [line["train/loss"] for line in metrics(run_dir)] == pytest.approx(expected, rel=1e-5)
+
+
+class SpoiledWhileSaving(StepCallback):
+    """Writing takes a while; one step after the save the weights are no numbers."""
+
+    def on_run_start(self, shell: TrainingShell, step: int) -> None:
+        save = background_save.put_together
+
+        def later(*given: Any) -> Any:
+            time.sleep(1.0)
+            return save(*given)
+
+        background_save.put_together = later
+
+    def on_step_end(self, shell: TrainingShell, step: int) -> None:
+        if step == 4:
+            for parameter in shell.model.parameters():
+                parameter.detach().fill_(float("nan"))
+
+
+def train_to_nan(run_dir: Path) -> None:
+    try:
+        launch(run_dir, max_steps=10**6, micro_batch=4, devices=2, callbacks=[SpoiledWhileSaving()],
+            strategy="fsdp2", checkpoint_every=3)  # fmt: skip
+    except FloatingPointError:
+        os._exit(3)
+
+
+def test_what_is_being_written_when_a_loss_is_no_number_is_kept(tmp_path: Path) -> None:
+    assert exit_codes(train_to_nan, tmp_path / "run") == [3, 3]
+    assert [path.name for path in ckpt.list_checkpoints(tmp_path / "run")] == ["step_0000003"]
+    ckpt.require_whole(ckpt.checkpoint_path(tmp_path / "run", 3))
 
 
 class DiskFull(StepCallback):

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import lightning.pytorch as pl
+
 from sana_train.training import checkpoint as ckpt
 from sana_train.training.callbacks.base import StepCallback
 from sana_train.training.shell import TrainingShell
@@ -45,6 +47,11 @@ class CheckpointCallback(StepCallback):
         if step != self._last_full:
             self._save(shell, step, with_training_state=True)
         shell.finish_saving()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        # Every rank sees in the same step that a loss is not finite; what is being written is from before.
+        if isinstance(exception, FloatingPointError):
+            pl_module.finish_saving()
 
     def _save(self, shell: TrainingShell, step: int, *, with_training_state: bool) -> None:
         thin_out = partial(ckpt.thin_out, shell.run_dir, self.keep_full, self.milestones)
