@@ -21,8 +21,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_ROWS = 16  # of one program where sums over rows are taken
 _WARPS = 8
+# Where sums over rows are taken. Whole rows, two programs for each multiprocessor of an H100, one at a time:
+_PROGRAMS, _WIDE_WARPS = 264, 16
+_STAGES = tl.constexpr(3)  # of rows under way
+# Tiles, where no sum is over columns:
+_ROWS, _COLUMNS = 64, 64
+_STEP = tl.constexpr(16)  # rows
 
 
 @triton.jit  # whose arguments must not be annotated
@@ -51,7 +56,7 @@ def _norm_forward(
 def _norm_backward(
     grad_pointer, residual_pointer, normalised_pointer, rstd_pointer, shift_pointer, scale_pointer,
     dx_pointer, out_pointer, dshift_pointer, dscale_pointer,
-    rows_per_group, shift_stride, scale_stride, width, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    rows_per_group, rows_per_program, shift_stride, scale_stride, width, BLOCK: tl.constexpr,
 ):  # fmt: skip
     tile, group = tl.program_id(0), tl.program_id(1).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -62,8 +67,9 @@ def _norm_backward(
     )
     dshift = tl.zeros([BLOCK], tl.float32)
     dscale = tl.zeros([BLOCK], tl.float32)
-    first = tile * ROWS
-    for index in range(first, tl.minimum(first + ROWS, rows_per_group)):
+    first = tile * rows_per_program
+    end = tl.minimum(first + rows_per_program, rows_per_group)
+    for index in tl.range(first, end, num_stages=_STAGES):
         row = group * rows_per_group + index
         place = row * width + column
         grad = tl.load(grad_pointer + place, mask=inside, other=0.0).to(tl.float32)
@@ -111,20 +117,21 @@ def _gate_backward(
     grad_pointer, copy_grad_pointer, update_pointer, bias_pointer, gate_pointer,
     dx_pointer, dupdate_pointer, dgate_pointer, dbias_pointer, rows_per_group, gate_stride, width,
     HAS_BIAS: tl.constexpr, HAS_GATE: tl.constexpr, HAS_COPY: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    tile, group = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    column = tl.arange(0, BLOCK)
-    inside = column < width
+    tile, group = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    known = column < width
     if HAS_BIAS:
-        bias = tl.load(bias_pointer + column, mask=inside, other=0.0).to(tl.float32)
+        bias = tl.load(bias_pointer + column, mask=known, other=0.0).to(tl.float32)
     if HAS_GATE:
-        gate = tl.load(gate_pointer + group * gate_stride + column, mask=inside, other=0.0).to(tl.float32)
-    dgate = tl.zeros([BLOCK], tl.float32)
-    dbias = tl.zeros([BLOCK], tl.float32)
-    first = tile * ROWS
-    for index in range(first, tl.minimum(first + ROWS, rows_per_group)):
-        place = (group * rows_per_group + index) * width + column
+        gate = tl.load(gate_pointer + group * gate_stride + column, mask=known, other=0.0).to(tl.float32)
+    dgate = tl.zeros([_STEP, COLUMNS], tl.float32)
+    dbias = tl.zeros([_STEP, COLUMNS], tl.float32)
+    for first in tl.static_range(0, ROWS, _STEP):
+        index = tile * ROWS + first + tl.arange(0, _STEP)
+        inside = (index < rows_per_group)[:, None] & known[None, :]
+        place = (group * rows_per_group + index)[:, None] * width + column[None, :]
         grad = tl.load(grad_pointer + place, mask=inside, other=0.0).to(tl.float32)
         if HAS_COPY:
             grad += tl.load(copy_grad_pointer + place, mask=inside, other=0.0).to(tl.float32)
@@ -133,16 +140,16 @@ def _gate_backward(
         if HAS_GATE:
             update = tl.load(update_pointer + place, mask=inside, other=0.0).to(tl.float32)
             if HAS_BIAS:
-                update += bias
+                update += bias[None, :]
             dgate += grad * update
-            dupdate = grad * gate
+            dupdate = grad * gate[None, :]
         dbias += dupdate
         tl.store(dupdate_pointer + place, dupdate.to(dupdate_pointer.dtype.element_ty), mask=inside)
-    place = (group * tl.num_programs(0) + tile) * width + column
+    place = (group * tl.num_programs(1) + tile) * width + column
     if HAS_GATE:
-        tl.store(dgate_pointer + place, dgate, mask=inside)
+        tl.store(dgate_pointer + place, tl.sum(dgate, axis=0), mask=known)
     if HAS_BIAS:
-        tl.store(dbias_pointer + place, dbias, mask=inside)
+        tl.store(dbias_pointer + place, tl.sum(dbias, axis=0), mask=known)
 
 
 @torch.library.custom_op("sana_train::norm_forward", mutates_args=())
@@ -191,15 +198,17 @@ def norm_backward(
     """
     (rows, width), groups = grad.shape, shift.shape[0]
     rows_per_group = rows // groups
-    tiles = triton.cdiv(rows_per_group, _ROWS)
+    rows_per_program = triton.cdiv(rows_per_group, max(1, min(rows_per_group, _PROGRAMS // groups)))
+    tiles = triton.cdiv(rows_per_group, rows_per_program)
     dx, out = torch.empty_like(residual), torch.empty_like(grad)
     partial = grad.new_empty((2, groups, tiles, width), dtype=torch.float32)
     _norm_backward[(tiles, groups)](
         grad, residual, normalised, rstd, shift, scale, dx, out, partial[0], partial[1],
-        rows_per_group, shift.stride(0), scale.stride(0), width,
-        ROWS=_ROWS, BLOCK=triton.next_power_of_2(width), num_warps=_WARPS,
+        rows_per_group, rows_per_program, shift.stride(0), scale.stride(0), width,
+        BLOCK=triton.next_power_of_2(width), num_warps=_WIDE_WARPS,
     )  # fmt: skip
-    return dx, out, partial[0].sum(1), partial[1].sum(1)
+    dshift, dscale = partial.sum(2)
+    return dx, out, dshift, dscale.clone()
 
 
 @norm_backward.register_fake
@@ -273,11 +282,11 @@ def gate_backward(
     shape = (groups, tiles, width)
     dgate = grad.new_empty(shape if gate is not None else (0, 1, width), dtype=torch.float32)
     dbias = grad.new_empty(shape if bias is not None else (0, 1, width), dtype=torch.float32)
-    _gate_backward[(tiles, groups)](
+    _gate_backward[(triton.cdiv(width, _COLUMNS), tiles, groups)](
         grad, copy_grad, update, bias, gate, dx, dupdate, dgate, dbias, rows_per_group,
         0 if gate is None else gate.stride(0), width,
         HAS_BIAS=bias is not None, HAS_GATE=gate is not None, HAS_COPY=copy_grad is not None,
-        ROWS=_ROWS, BLOCK=triton.next_power_of_2(width), num_warps=_WARPS,
+        ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=4,
     )  # fmt: skip
     return dx, dupdate, dgate.sum(1), dbias.sum((0, 1)) if bias is not None else dbias.new_empty(0)
 
