@@ -94,13 +94,14 @@ class SanaVideoBlock(nn.Module):
         rope: Rotation,
         grid: tuple[int, int, int],
     ) -> Tensor:
+        is_sampling = caption is not None  # given without gradients and by whole weights only
         if caption is None:
             caption = self.cross_attn.keys_and_values(context)
         dtype = fused_dtype(x, self.self_attn.qkv.weight) if self.kernels == "fused" else None
         if dtype is not None:
             from sana_train.models.kernels.block import fused_block  # Triton comes with GPU builds only
 
-            return fused_block(self, x, table, caption, mask, rope, grid, dtype)
+            return fused_block(self, x, table, caption, mask, rope, grid, dtype, is_sampling)
         attn_shift, attn_scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = table.unsqueeze(3).unbind(2)
         x = gated_residual(x, self.self_attn(modulated_norm(x, attn_shift, attn_scale), rope), attn_gate)
         bias = torch.where(mask, 0.0, MASKED_BIAS)[:, None, None]  # (B, 1, 1, S)

@@ -62,7 +62,9 @@ class ModulatedLinear(Function):
     ) -> tuple[Tensor, Tensor]:
         """x (R, D), shift and scale (G, D), weight (O, D) -> (R, O) in ``dtype``, x."""
         rounded, shift, scale = weight.to(dtype), _rows(shift), _rows(scale)
-        modulated, normalised, rstd = norm_forward(x.contiguous(), shift, scale, NORM_EPS, dtype)
+        modulated, normalised, rstd = norm_forward(
+            x.contiguous(), shift, scale, NORM_EPS, dtype, any(ctx.needs_input_grad)
+        )
         ctx.save_for_backward(normalised, rstd, shift, scale, rounded)
         ctx.weight_dtype = weight.dtype
         return torch.mm(modulated, rounded.t()), x.view_as(x)
@@ -241,7 +243,7 @@ class GatedTemporal(Function):
         # u at a frame was read by the frame after it (first third of the weight), itself and the one before.
         around = neighbours(dupdate.view(u.shape))
         reversed_weight = torch.cat(weight.split(width, dim=1)[::-1], dim=0)  # (3 D, D)
-        du = torch.addmm(dupdate, around, reversed_weight)
+        du = dupdate.addmm_(around, reversed_weight)
         thirds = _weight_gradient(around, u.flatten(0, 2), ctx.weight_dtype).view(3, width, width)
         dweight = torch.cat([thirds[2], thirds[1], thirds[0]], dim=1)
         return grad, du.view(u.shape), dweight, dgate.to(gate.dtype)

@@ -157,8 +157,8 @@ def _linear_mix_backward(
 ):  # fmt: skip
     """Gradients of normalised queries, and partial sums over tokens of those of summary and total.
 
-    With s = 1 / (q' total): dq' = s R^T (summary^T grad) - s (q' s R^T (summary^T grad)) total, for a rotation
-    changes no inner product; so the result itself is not needed.
+    With s = 1 / (q' total) and g = s R^T (summary^T grad): dq' = g - s (q' g) total, for a rotation changes
+    no inner product; so the result itself is not needed.
     """
     part, slot = tl.program_id(0), tl.program_id(1).to(tl.int64)
     clip, head = slot // num_heads, slot % num_heads
@@ -190,9 +190,7 @@ def _linear_mix_backward(
             dpositive + dscale[:, None] * total[None, :], positive, rstd, dquery_pointer, along_pointer, row,
             is_token, stride, head, head_dim, num_rows, HEAD,
         )  # fmt: skip
-    _store_partial(
-        dsummary_pointer, dtotal_pointer, dsummary, dtotal, part * tl.num_programs(1) + slot, HEAD
-    )
+    _store_partial(dsummary_pointer, dtotal_pointer, dsummary, dtotal, part * tl.num_programs(1) + slot, HEAD)
 
 
 @triton.jit
@@ -261,7 +259,8 @@ def linear_attention_forward(
 
     Returns:
         (B, N, D) in the dtype of ``qkv``, and for the backward pass: (2, R) float32 reciprocal RMS of
-        queries and keys; with E padded, (B A, E, E) summary, values by keys, in the dtype of ``qkv``, (B A, E) float32 total.
+        queries and keys; with E padded, (B A, E, E) summary, values by keys, in the dtype of ``qkv``,
+        (B A, E) float32 total.
     """
     batch, num_tokens, width = qkv.shape
     width //= 3

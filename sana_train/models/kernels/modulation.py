@@ -33,7 +33,7 @@ _STEP = tl.constexpr(16)  # rows
 @triton.jit  # whose arguments must not be annotated
 def _norm_forward(
     x_pointer, shift_pointer, scale_pointer, out_pointer, normalised_pointer, rstd_pointer,
-    rows_per_group, shift_stride, scale_stride, width, eps, BLOCK: tl.constexpr,
+    rows_per_group, shift_stride, scale_stride, width, eps, IS_KEPT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     group = row // rows_per_group
@@ -47,9 +47,10 @@ def _norm_forward(
     scale = tl.load(scale_pointer + group * scale_stride + column, mask=inside, other=0.0).to(tl.float32)
     out = normalised * (1.0 + scale) + shift
     tl.store(out_pointer + row * width + column, out.to(out_pointer.dtype.element_ty), mask=inside)
-    kept = normalised.to(normalised_pointer.dtype.element_ty)
-    tl.store(normalised_pointer + row * width + column, kept, mask=inside)
-    tl.store(rstd_pointer + row, rstd)
+    if IS_KEPT:
+        kept = normalised.to(normalised_pointer.dtype.element_ty)
+        tl.store(normalised_pointer + row * width + column, kept, mask=inside)
+        tl.store(rstd_pointer + row, rstd)
 
 
 @triton.jit
@@ -154,7 +155,7 @@ def _gate_backward(
 
 @torch.library.custom_op("sana_train::norm_forward", mutates_args=())
 def norm_forward(
-    x: Tensor, shift: Tensor, scale: Tensor, eps: float, dtype: torch.dtype
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float, dtype: torch.dtype, is_kept: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Layer norm, times 1 + scale, plus shift.
 
@@ -164,26 +165,30 @@ def norm_forward(
         scale: as ``shift``.
         eps: added to the variance.
         dtype: of the result.
+        is_kept: whether a backward pass needs the others.
 
     Returns:
-        (R, D) modulated; (R, D) normalised, both in ``dtype``; (R,) reciprocal deviations in float32.
+        (R, D) modulated; (R, D) normalised, both in ``dtype``; (R,) reciprocal deviations in float32. The
+        second is empty and the third undefined unless they are kept.
     """
     rows, width = x.shape
-    out, normalised = x.new_empty(x.shape, dtype=dtype), x.new_empty(x.shape, dtype=dtype)
+    out = x.new_empty(x.shape, dtype=dtype)
+    normalised = x.new_empty(x.shape if is_kept else (0,), dtype=dtype)
     rstd = x.new_empty(rows, dtype=torch.float32)
     _norm_forward[(rows,)](
         x, shift, scale, out, normalised, rstd, rows // shift.shape[0], shift.stride(0), scale.stride(0),
-        width, eps, BLOCK=triton.next_power_of_2(width), num_warps=_WARPS,
+        width, eps, IS_KEPT=is_kept, BLOCK=triton.next_power_of_2(width), num_warps=_WARPS,
     )  # fmt: skip
     return out, normalised, rstd
 
 
 @norm_forward.register_fake
 def _(
-    x: Tensor, shift: Tensor, scale: Tensor, eps: float, dtype: torch.dtype
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float, dtype: torch.dtype, is_kept: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     out = x.new_empty(x.shape, dtype=dtype)
-    return out, torch.empty_like(out), x.new_empty(x.shape[0], dtype=torch.float32)
+    normalised = x.new_empty(x.shape if is_kept else (0,), dtype=dtype)
+    return out, normalised, x.new_empty(x.shape[0], dtype=torch.float32)
 
 
 @torch.library.custom_op("sana_train::norm_backward", mutates_args=())
