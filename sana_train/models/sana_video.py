@@ -23,7 +23,7 @@ from sana_train.models.layers.linear_attention import LinearAttention
 from sana_train.models.layers.mix_ffn import MixFFN
 from sana_train.models.layers.norms import RMSNorm, gated_residual, modulated_norm
 from sana_train.models.layers.numerics import NUMERICS, Compat, Numerics
-from sana_train.models.layers.recompute import Recompute, recomputed
+from sana_train.models.layers.recompute import Recompute, recomputed, recomputed_at_once
 from sana_train.models.layers.rope import Rotation, grid_positions, rotation
 from sana_train.utils.rng import stream_key
 
@@ -82,6 +82,8 @@ class SanaVideoBlock(nn.Module):
         return layers(self, x, table, context, caption, mask, rope, grid)
 
     def _recomputed(self, *inputs: Any) -> Tensor:
+        if self.kernels == "fused" and self.recompute == "full":
+            return recomputed_at_once(self._layers, list(self.parameters()), *inputs)
         return recomputed(self.recompute, self._layers, *inputs)
 
     def _layers(

@@ -55,7 +55,8 @@ def fused_block(
         if is_sampling:
             return rounded_weight(layer.weight, dtype)
         forget(layer.weight)
-        return layer.weight
+        # Where no gradients are wanted, nothing is kept for them.
+        return layer.weight if torch.is_grad_enabled() else layer.weight.detach()
 
     frames, height, width = grid
     batch, num_tokens, _ = x.shape

@@ -5,12 +5,14 @@ Legend: B batch, N tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -54,3 +56,60 @@ def recomputed(policy: Recompute, layers: Callable[..., Tensor], *inputs: Any) -
 
 def _keep_products(_: Any, operation: Any, *__: Any, **___: Any) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if operation in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def recomputed_at_once(layers: Callable[..., Tensor], parameters: Sequence[Tensor], *inputs: Any) -> Tensor:
+    """As ``recomputed`` with ``full``, for layers whose every small step would cost the processor's time.
+
+    One function of PyTorch's graph holds the inputs and makes the layers' own graph once more in its backward
+    pass, where checkpointing packs and unpacks each tensor that any of them keeps.
+
+    Args:
+        layers: called twice, with ``inputs``.
+        parameters: whose gradients are wanted; read from ``layers`` at both times, so they may be gathered
+            anew in between.
+        inputs: those that are tensors get gradients; tensors inside of tuples do not.
+    """
+    if not torch.is_grad_enabled():
+        return layers(*inputs)
+    result = _AtOnce.apply(layers, len(inputs), *inputs, *parameters)
+    assert isinstance(result, Tensor)
+    return result
+
+
+class _AtOnce(Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, layers: Callable[..., Tensor], num_inputs: int, *given: Any
+    ) -> Tensor:
+        inputs = given[:num_inputs]
+        ctx.layers, ctx.parameters = layers, given[num_inputs:]
+        ctx.save_for_backward(*(each for each in inputs if isinstance(each, Tensor)))
+        ctx.constants = [None if isinstance(each, Tensor) else (each,) for each in inputs]
+        device = next(each for each in inputs if isinstance(each, Tensor)).device.type
+        ctx.autocast = {
+            "device_type": device,
+            "dtype": torch.get_autocast_dtype(device),
+            "enabled": torch.is_autocast_enabled(device),
+            "cache_enabled": torch.is_autocast_cache_enabled(),
+        }
+        return layers(*(each.detach() if isinstance(each, Tensor) else each for each in inputs))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        saved = iter(ctx.saved_tensors)
+        inputs = []
+        for constant in ctx.constants:
+            if constant is None:
+                tensor = next(saved)
+                inputs.append(tensor.detach().requires_grad_(tensor.requires_grad))
+            else:
+                inputs.append(constant[0])
+        with torch.enable_grad(), torch.autocast(**ctx.autocast):
+            result = ctx.layers(*inputs)
+        given = (*inputs, *ctx.parameters)
+        wanted = [isinstance(each, Tensor) and each.requires_grad for each in given]
+        leaves = [each for each, is_wanted in zip(given, wanted, strict=True) if is_wanted]
+        found = iter(torch.autograd.grad(result, leaves, grad, allow_unused=True))
+        return None, None, *(next(found) if is_wanted else None for is_wanted in wanted)
