@@ -82,8 +82,8 @@ class SanaVideoBlock(nn.Module):
         return layers(self, x, table, context, caption, mask, rope, grid)
 
     def _recomputed(self, *inputs: Any) -> Tensor:
-        if self.kernels == "fused" and self.recompute == "full":
-            return recomputed_at_once(self._layers, list(self.parameters()), *inputs)
+        if self.kernels == "fused" and fused_dtype(inputs[0], self.self_attn.qkv.weight) is not None:
+            return recomputed_at_once(self.recompute, self._layers, list(self.parameters()), *inputs)
         return recomputed(self.recompute, self._layers, *inputs)
 
     def _layers(

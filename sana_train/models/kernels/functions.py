@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from sana_train.models.kernels import cross_attention, gated_conv, linear_attention, modulation, temporal
 from sana_train.models.kernels.portable import direct
+from sana_train.models.layers.recompute import product
 
 cross_attention_forward = direct(cross_attention.cross_attention_forward)
 cross_attention_backward = direct(cross_attention.cross_attention_backward)
@@ -67,7 +68,7 @@ class ModulatedLinear(Function):
         )
         ctx.save_for_backward(normalised, rstd, shift, scale, rounded)
         ctx.weight_dtype = weight.dtype
-        return torch.mm(modulated, rounded.t()), x.view_as(x)
+        return product(lambda: torch.mm(modulated, rounded.t())), x.view_as(x)
 
     @staticmethod
     @once_differentiable
@@ -121,7 +122,7 @@ class GatedLinear(Function):
     ) -> tuple[Tensor, Tensor | None]:
         """x (R, D), a (R, D), weight (D, D), bias (D,), gate (G, D) -> (R, D), (R, D) or None."""
         rounded, gate = weight.to(a.dtype), None if gate is None else _rows(gate)
-        update, bias = torch.mm(a, rounded.t()), bias.contiguous()
+        update, bias = product(lambda: torch.mm(a, rounded.t())), bias.contiguous()
         out, copy = gate_forward(x.contiguous(), update, bias, gate, a.dtype if use_copy else None)
         ctx.save_for_backward(a, update if gate is not None else None, rounded, bias, gate)
         ctx.weight_dtype = weight.dtype
@@ -157,7 +158,7 @@ class CrossAttentionFunction(Function):
         """x (B, N, D), weight (D, D), key and value (B, S, D) -> (B, N, D)."""
         rounded, key, value = weight.to(x.dtype), _keys(key), _keys(value)
         q_weight = q_weight.contiguous()
-        query = torch.addmm(bias.to(x.dtype), x.flatten(0, 1), rounded.t()).view(x.shape)
+        query = product(lambda: torch.addmm(bias.to(x.dtype), x.flatten(0, 1), rounded.t())).view(x.shape)
         out, rstd, lse = cross_attention_forward(query, q_weight, key, value, lengths, num_heads, qk_eps)
         ctx.save_for_backward(x, rounded, query, q_weight, rstd, key, value, lengths, lse, out)
         ctx.num_heads, ctx.weight_dtype, ctx.bias_dtype = num_heads, weight.dtype, bias.dtype
@@ -201,10 +202,11 @@ class GatedConvLinear(Function):
         """x (R, 2 M) without its bias ``in_bias``, taps (2 M, 1, 3, 3), weight (D, M) -> (R, D)."""
         x, taps, rounded = x.contiguous(), taps.contiguous(), weight.to(x.dtype)
         in_bias, bias = in_bias.contiguous(), bias.contiguous()
-        gated = gated_conv_forward(x, in_bias, taps, bias, height, width)
         ctx.save_for_backward(x, in_bias, taps, bias, rounded)
         ctx.sizes, ctx.weight_dtype = (height, width), weight.dtype
-        return torch.mm(gated, rounded.t())
+        return product(
+            lambda: torch.mm(gated_conv_forward(x, in_bias, taps, bias, height, width), rounded.t())
+        )
 
     @staticmethod
     @once_differentiable
@@ -227,7 +229,7 @@ class GatedTemporal(Function):
         """x (B T H W, D), u (B, T, H W, D), weight (D, 3 D) of frames before, at and after, gate (G, D)."""
         rounded, gate = weight.to(u.dtype), _rows(gate)
         u = u.contiguous()
-        update = torch.addmm(u.flatten(0, 2), neighbours(u), rounded.t())
+        update = product(lambda: torch.addmm(u.flatten(0, 2), neighbours(u), rounded.t()))
         out, _ = gate_forward(x.contiguous(), update, None, gate, None)
         ctx.save_for_backward(u, update, rounded, gate)
         ctx.weight_dtype = weight.dtype
