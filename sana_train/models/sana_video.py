@@ -82,7 +82,8 @@ class SanaVideoBlock(nn.Module):
         return layers(self, x, table, context, caption, mask, rope, grid)
 
     def _recomputed(self, *inputs: Any) -> Tensor:
-        if self.kernels == "fused" and fused_dtype(inputs[0], self.self_attn.qkv.weight) is not None:
+        is_fused = self.kernels == "fused" and fused_dtype(inputs[0], self.self_attn.qkv.weight) is not None
+        if is_fused and not torch.compiler.is_compiling():  # a compiler plans with checkpoints, not with this
             return recomputed_at_once(self.recompute, self._layers, list(self.parameters()), *inputs)
         return recomputed(self.recompute, self._layers, *inputs)
 

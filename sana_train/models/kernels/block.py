@@ -52,6 +52,8 @@ def fused_block(
     """
 
     def prepared(layer: nn.Linear) -> Tensor:
+        if torch.compiler.is_compiling():
+            return layer.weight  # a graph may not depend on what is kept beside it
         if is_sampling:
             return rounded_weight(layer.weight, dtype)
         forget(layer.weight)

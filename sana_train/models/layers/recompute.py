@@ -70,7 +70,9 @@ _tape = _Tape()
 
 def product(compute: Callable[[], Tensor]) -> Tensor:
     """``compute()``, or where layers are recomputed and products kept, what it gave the first time."""
-    return compute() if _tape.take is None else _tape.take(compute)
+    if torch.compiler.is_compiling() or _tape.take is None:
+        return compute()
+    return _tape.take(compute)
 
 
 def recomputed_at_once(
@@ -118,8 +120,8 @@ class _AtOnce(Function):
             products.append(compute())
             return products[-1]
 
-        given = [each.detach() if isinstance(each, Tensor) else each for each in inputs]
-        result = _with_tape(keep if policy == "selective" else None, layers, given)
+        detached = [each.detach() if isinstance(each, Tensor) else each for each in inputs]
+        result = _with_tape(keep if policy == "selective" else None, layers, detached)
         ctx.save_for_backward(*tensors, *products)
         return result
 
