@@ -444,7 +444,7 @@ def breakdown(work: Callable[[], Any]) -> dict[str, Any]:
 # What each kernel must move in a block, in bfloat16 rows of the width: in a training step that keeps
 # everything, and in a denoising step. float32 rows count two; what is read again from the cache does not.
 MOVED = {
-    "_norm_forward": (8, 6), "_norm_backward": (14, 0), "_gate_forward": (16, 16), "_gate_backward": (14, 0),
+    "_norm_forward": (11, 9), "_norm_backward": (15, 0), "_gate_forward": (11, 11), "_gate_backward": (11, 0),
     "_gated_conv": (27, 9), "_conv_backward": (18, 0), "_gather_neighbours": (8, 4),
     "_rms_statistics": (3, 3), "_rms_backward": (9, 0),
     "_linear_summarise": (2, 2), "_linear_mix": (2, 2), "_linear_mix_backward": (3, 0),

@@ -16,6 +16,7 @@ from sana_train.models.kernels.functions import (
     GatedLinear,
     GatedTemporal,
     LinearAttentionFunction,
+    LinearModulatedLinear,
     ModulatedLinear,
 )
 from sana_train.models.kernels.weights import forget
@@ -83,8 +84,10 @@ def fused_block(
         rounded.unflatten(0, (batch, num_tokens)), prepared(cross.q), cross.q.bias, cross.q_norm.weight,
         key.to(dtype), value.to(dtype), lengths, cross.num_heads, cross.q_norm.eps,
     )  # fmt: skip
-    rows, _ = GatedLinear.apply(rows, mixed.flatten(0, 1), prepared(cross.out), cross.out.bias, None, False)
-    expanded, rows = ModulatedLinear.apply(rows, ffn_shift, ffn_scale, prepared(ffn.expand), dtype)
+    expanded, rows = LinearModulatedLinear.apply(
+        rows, mixed.flatten(0, 1), prepared(cross.out), cross.out.bias, ffn_shift, ffn_scale,
+        prepared(ffn.expand),
+    )  # fmt: skip
     projected = GatedConvLinear.apply(
         expanded,
         ffn.expand.bias,

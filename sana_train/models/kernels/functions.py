@@ -63,8 +63,8 @@ class ModulatedLinear(Function):
     ) -> tuple[Tensor, Tensor]:
         """x (R, D), shift and scale (G, D), weight (O, D) -> (R, O) in ``dtype``, x."""
         rounded, shift, scale = weight.to(dtype), _rows(shift), _rows(scale)
-        modulated, normalised, rstd = norm_forward(
-            x.contiguous(), shift, scale, NORM_EPS, dtype, any(ctx.needs_input_grad)
+        modulated, normalised, rstd, _ = norm_forward(
+            x.contiguous(), None, None, shift, scale, NORM_EPS, dtype, any(ctx.needs_input_grad)
         )
         ctx.save_for_backward(normalised, rstd, shift, scale, rounded)
         ctx.weight_dtype = weight.dtype
@@ -76,11 +76,50 @@ class ModulatedLinear(Function):
         normalised, rstd, shift, scale, weight = ctx.saved_tensors
         grad = grad.contiguous()
         dmodulated = torch.mm(grad, weight)
-        dx, modulated, dshift, dscale = norm_backward(
-            dmodulated, past.contiguous(), normalised, rstd, shift, scale
+        dx, modulated, dshift, dscale, _, _ = norm_backward(
+            dmodulated, past.contiguous(), normalised, rstd, shift, scale, False
         )
         dweight = _weight_gradient(grad, modulated, ctx.weight_dtype)
         return dx, dshift.to(shift.dtype), dscale.to(scale.dtype), dweight, None
+
+
+class LinearModulatedLinear(Function):
+    """x + a weight^T + bias, and ``ModulatedLinear`` of that without reading the sum again."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, a: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, scale: Tensor,
+        next_weight: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """x and a (R, D), weight (D, D), shift and scale (G, D), next_weight (O, D) -> (R, O), (R, D)."""
+        rounded, next_rounded = weight.to(a.dtype), next_weight.to(a.dtype)
+        shift, scale = _rows(shift), _rows(scale)
+        update, is_kept = product(lambda: torch.mm(a, rounded.t())), any(ctx.needs_input_grad)
+        modulated, normalised, rstd, total = norm_forward(
+            x.contiguous(), update, bias.contiguous(), shift, scale, NORM_EPS, a.dtype, is_kept
+        )
+        ctx.save_for_backward(a, rounded, normalised, rstd, shift, scale, next_rounded)
+        ctx.dtypes = weight.dtype, bias.dtype, next_weight.dtype
+        return product(lambda: torch.mm(modulated, next_rounded.t())), total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, past: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        a, weight, normalised, rstd, shift, scale, next_weight = ctx.saved_tensors
+        weight_dtype, bias_dtype, next_dtype = ctx.dtypes
+        grad = grad.contiguous()
+        dx, modulated, dshift, dscale, dupdate, dbias = norm_backward(
+            torch.mm(grad, next_weight), past.contiguous(), normalised, rstd, shift, scale, True
+        )
+        return (
+            dx,
+            torch.mm(dupdate, weight),
+            _weight_gradient(dupdate, a, weight_dtype),
+            dbias.to(bias_dtype),
+            dshift.to(shift.dtype),
+            dscale.to(scale.dtype),
+            _weight_gradient(grad, modulated, next_dtype),
+        )
 
 
 class LinearAttentionFunction(Function):

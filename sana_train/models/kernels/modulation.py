@@ -32,14 +32,21 @@ _STEP = tl.constexpr(16)  # rows
 
 @triton.jit  # whose arguments must not be annotated
 def _norm_forward(
-    x_pointer, shift_pointer, scale_pointer, out_pointer, normalised_pointer, rstd_pointer,
-    rows_per_group, shift_stride, scale_stride, width, eps, IS_KEPT: tl.constexpr, BLOCK: tl.constexpr,
+    x_pointer, update_pointer, bias_pointer, shift_pointer, scale_pointer, sum_pointer, out_pointer,
+    normalised_pointer, rstd_pointer, rows_per_group, shift_stride, scale_stride, width, eps,
+    HAS_UPDATE: tl.constexpr, IS_KEPT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     group = row // rows_per_group
     column = tl.arange(0, BLOCK)
     inside = column < width
     x = tl.load(x_pointer + row * width + column, mask=inside, other=0.0).to(tl.float32)
+    if HAS_UPDATE:
+        x += tl.load(update_pointer + row * width + column, mask=inside, other=0.0).to(tl.float32)
+        x += tl.load(bias_pointer + column, mask=inside, other=0.0).to(tl.float32)
+        x = x.to(sum_pointer.dtype.element_ty)
+        tl.store(sum_pointer + row * width + column, x, mask=inside)
+        x = x.to(tl.float32)
     centred = tl.where(inside, x - tl.sum(x) / width, 0.0)
     rstd = tl.rsqrt(tl.sum(centred * centred) / width + eps)
     normalised = centred * rstd
@@ -56,8 +63,9 @@ def _norm_forward(
 @triton.jit
 def _norm_backward(
     grad_pointer, residual_pointer, normalised_pointer, rstd_pointer, shift_pointer, scale_pointer,
-    dx_pointer, out_pointer, dshift_pointer, dscale_pointer,
-    rows_per_group, rows_per_program, shift_stride, scale_stride, width, BLOCK: tl.constexpr,
+    dx_pointer, dupdate_pointer, out_pointer, dshift_pointer, dscale_pointer, dbias_pointer,
+    rows_per_group, rows_per_program, shift_stride, scale_stride, width,
+    HAS_UPDATE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     tile, group = tl.program_id(0), tl.program_id(1).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -68,6 +76,7 @@ def _norm_backward(
     )
     dshift = tl.zeros([BLOCK], tl.float32)
     dscale = tl.zeros([BLOCK], tl.float32)
+    dbias = tl.zeros([BLOCK], tl.float32)
     first = tile * rows_per_program
     end = tl.minimum(first + rows_per_program, rows_per_group)
     for index in tl.range(first, end, num_stages=_STAGES):
@@ -85,9 +94,14 @@ def _norm_backward(
         tl.store(dx_pointer + place, dx.to(dx_pointer.dtype.element_ty), mask=inside)
         dshift += grad
         dscale += grad * normalised
+        if HAS_UPDATE:
+            tl.store(dupdate_pointer + place, dx.to(dupdate_pointer.dtype.element_ty), mask=inside)
+            dbias += dx
     place = (group * tl.num_programs(0) + tile) * width + column
     tl.store(dshift_pointer + place, dshift, mask=inside)
     tl.store(dscale_pointer + place, dscale, mask=inside)
+    if HAS_UPDATE:
+        tl.store(dbias_pointer + place, dbias, mask=inside)
 
 
 @triton.jit
@@ -155,12 +169,15 @@ def _gate_backward(
 
 @torch.library.custom_op("sana_train::norm_forward", mutates_args=())
 def norm_forward(
-    x: Tensor, shift: Tensor, scale: Tensor, eps: float, dtype: torch.dtype, is_kept: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Layer norm, times 1 + scale, plus shift.
+    x: Tensor, update: Tensor | None, bias: Tensor | None, shift: Tensor, scale: Tensor, eps: float,
+    dtype: torch.dtype, is_kept: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Layer norm, times 1 + scale, plus shift, of x or of x + update + bias.
 
     Args:
         x: (R, D) contiguous.
+        update: (R, D) contiguous, or None.
+        bias: (D,), given if an update is.
         shift: (G, D), rows contiguous; rows of ``x`` fall into G equal runs.
         scale: as ``shift``.
         eps: added to the variance.
@@ -168,60 +185,72 @@ def norm_forward(
         is_kept: whether a backward pass needs the others.
 
     Returns:
-        (R, D) modulated; (R, D) normalised, both in ``dtype``; (R,) reciprocal deviations in float32. The
-        second is empty and the third undefined unless they are kept.
+        (R, D) modulated; (R, D) normalised, both in ``dtype``; (R,) reciprocal deviations in float32; the
+        (R, D) sum in the dtype of x, empty without an update. The second is empty and the third undefined
+        unless they are kept.
     """
     rows, width = x.shape
     out = x.new_empty(x.shape, dtype=dtype)
     normalised = x.new_empty(x.shape if is_kept else (0,), dtype=dtype)
     rstd = x.new_empty(rows, dtype=torch.float32)
+    total = x.new_empty(x.shape if update is not None else (0,))
     _norm_forward[(rows,)](
-        x, shift, scale, out, normalised, rstd, rows // shift.shape[0], shift.stride(0), scale.stride(0),
-        width, eps, IS_KEPT=is_kept, BLOCK=triton.next_power_of_2(width), num_warps=_WARPS,
+        x, update, bias, shift, scale, total, out, normalised, rstd, rows // shift.shape[0], shift.stride(0),
+        scale.stride(0), width, eps, HAS_UPDATE=update is not None, IS_KEPT=is_kept,
+        BLOCK=triton.next_power_of_2(width), num_warps=_WARPS,
     )  # fmt: skip
-    return out, normalised, rstd
+    return out, normalised, rstd, total
 
 
 @norm_forward.register_fake
 def _(
-    x: Tensor, shift: Tensor, scale: Tensor, eps: float, dtype: torch.dtype, is_kept: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor, update: Tensor | None, bias: Tensor | None, shift: Tensor, scale: Tensor, eps: float,
+    dtype: torch.dtype, is_kept: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     out = x.new_empty(x.shape, dtype=dtype)
     normalised = x.new_empty(x.shape if is_kept else (0,), dtype=dtype)
-    return out, normalised, x.new_empty(x.shape[0], dtype=torch.float32)
+    total = x.new_empty(x.shape if update is not None else (0,))
+    return out, normalised, x.new_empty(x.shape[0], dtype=torch.float32), total
 
 
 @torch.library.custom_op("sana_train::norm_backward", mutates_args=())
 def norm_backward(
-    grad: Tensor, residual: Tensor, normalised: Tensor, rstd: Tensor, shift: Tensor, scale: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad: Tensor, residual: Tensor, normalised: Tensor, rstd: Tensor, shift: Tensor, scale: Tensor,
+    has_update: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of ``norm_forward``; ``residual`` is the gradient that reaches x past the norm.
 
     Returns:
         (R, D) gradient of x in the dtype of ``residual``; (R, D) the modulated rows once more;
-        (G, D) float32 gradients of shift and of scale.
+        (G, D) float32 gradients of shift and of scale; (R, D) of the update in the dtype of ``grad`` and
+        (D,) float32 of its bias, empty if there was none.
     """
     (rows, width), groups = grad.shape, shift.shape[0]
     rows_per_group = rows // groups
     rows_per_program = triton.cdiv(rows_per_group, max(1, min(rows_per_group, _PROGRAMS // groups)))
     tiles = triton.cdiv(rows_per_group, rows_per_program)
     dx, out = torch.empty_like(residual), torch.empty_like(grad)
-    partial = grad.new_empty((2, groups, tiles, width), dtype=torch.float32)
+    dupdate = grad.new_empty(grad.shape if has_update else (0,))
+    partial = grad.new_empty((3 if has_update else 2, groups, tiles, width), dtype=torch.float32)
     _norm_backward[(tiles, groups)](
-        grad, residual, normalised, rstd, shift, scale, dx, out, partial[0], partial[1],
-        rows_per_group, rows_per_program, shift.stride(0), scale.stride(0), width,
-        BLOCK=triton.next_power_of_2(width), num_warps=_WIDE_WARPS,
+        grad, residual, normalised, rstd, shift, scale, dx, dupdate, out, partial[0], partial[1],
+        partial[-1], rows_per_group, rows_per_program, shift.stride(0), scale.stride(0), width,
+        HAS_UPDATE=has_update, BLOCK=triton.next_power_of_2(width), num_warps=_WIDE_WARPS,
     )  # fmt: skip
-    dshift, dscale = partial.sum(2)
-    return dx, out, dshift, dscale.clone()
+    sums = partial.sum(2)
+    dbias = sums[2].sum(0) if has_update else sums.new_empty(0)
+    return dx, out, sums[0].clone(), sums[1].clone(), dupdate, dbias
 
 
 @norm_backward.register_fake
 def _(
-    grad: Tensor, residual: Tensor, normalised: Tensor, rstd: Tensor, shift: Tensor, scale: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad: Tensor, residual: Tensor, normalised: Tensor, rstd: Tensor, shift: Tensor, scale: Tensor,
+    has_update: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     small = grad.new_empty(shift.shape, dtype=torch.float32)
-    return torch.empty_like(residual), torch.empty_like(grad), small, torch.empty_like(small)
+    dupdate = grad.new_empty(grad.shape if has_update else (0,))
+    dbias = grad.new_empty(grad.shape[1] if has_update else 0, dtype=torch.float32)
+    return torch.empty_like(residual), torch.empty_like(grad), small, torch.empty_like(small), dupdate, dbias
 
 
 @torch.library.custom_op("sana_train::gate_forward", mutates_args=())

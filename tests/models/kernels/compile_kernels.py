@@ -83,8 +83,10 @@ def main(dim: int = 2240, heads: int = 20) -> None:
     fused.cross_attention_backward(out, out, out, weight, rstd, *caption, lse, heads)
     table, x, each = torch.empty(1, 6, dim).unbind(1), torch.empty(rows, dim), torch.empty(rows)
     for is_kept in (True, False):
-        fused.norm_forward(x, *table[:2], 1e-6, torch.bfloat16, is_kept)
-    fused.norm_backward(half(rows, dim), x, half(rows, dim), each, *table[:2])
+        for update, bias in ((None, None), (half(rows, dim), weight)):
+            fused.norm_forward(x, update, bias, *table[:2], 1e-6, torch.bfloat16, is_kept)
+            has_update = update is not None
+            fused.norm_backward(half(rows, dim), x, half(rows, dim), each, *table[:2], has_update)
     for bias, gate, copy in ((weight, table[2], True), (weight, None, False), (None, table[2], False)):
         fused.gate_forward(x, half(rows, dim), bias, gate, torch.bfloat16 if copy else None)
         copied, update = half(rows, dim) if copy else None, None if gate is None else half(rows, dim)

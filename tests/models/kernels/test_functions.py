@@ -65,6 +65,19 @@ def test_modulated_linear(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
     check(lambda *x: fused.ModulatedLinear.apply(*x, torch.float32), reference, inputs)
 
 
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_residual_and_the_norm_behind_it(groups: int) -> None:
+    def reference(
+        x: Tensor, a: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, scale: Tensor, after: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        total = x + a @ weight.t() + bias
+        return modulated(total, shift, scale) @ after.t(), total
+
+    inputs = [normal(51, 20), normal(51, 20, seed=1), normal(20, 20), normal(20), normal(groups, 20, seed=1),
+        normal(groups, 20, seed=2), normal(13, 20)]  # fmt: skip
+    check(fused.LinearModulatedLinear.apply, reference, inputs)
+
+
 @pytest.mark.parametrize("groups", [None, 1, 3])
 @pytest.mark.parametrize("use_copy", [False, True])
 def test_gated_linear(groups: int | None, use_copy: bool) -> None:
