@@ -157,13 +157,13 @@ class GatedLinear(Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, a: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None, use_copy: bool
+        ctx: Any, x: Tensor, a: Tensor, weight: Tensor, bias: Tensor, gate: Tensor, use_copy: bool
     ) -> tuple[Tensor, Tensor | None]:
         """x (R, D), a (R, D), weight (D, D), bias (D,), gate (G, D) -> (R, D), (R, D) or None."""
-        rounded, gate = weight.to(a.dtype), None if gate is None else _rows(gate)
+        rounded, gate = weight.to(a.dtype), _rows(gate)
         update, bias = product(lambda: torch.mm(a, rounded.t())), bias.contiguous()
         out, copy = gate_forward(x.contiguous(), update, bias, gate, a.dtype if use_copy else None)
-        ctx.save_for_backward(a, update if gate is not None else None, rounded, bias, gate)
+        ctx.save_for_backward(a, update, rounded, bias, gate)
         ctx.weight_dtype = weight.dtype
         return out, copy if use_copy else None
 
@@ -181,7 +181,7 @@ class GatedLinear(Function):
             torch.mm(dupdate, weight),
             _weight_gradient(dupdate, a, ctx.weight_dtype),
             dbias.to(bias.dtype),
-            None if gate is None else dgate.to(gate.dtype),
+            dgate.to(gate.dtype),
             None,
         )
 

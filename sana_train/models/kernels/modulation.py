@@ -108,7 +108,7 @@ def _norm_backward(
 def _gate_forward(
     x_pointer, update_pointer, bias_pointer, gate_pointer, out_pointer, copy_pointer,
     rows_per_group, gate_stride, width,
-    HAS_BIAS: tl.constexpr, HAS_GATE: tl.constexpr, HAS_COPY: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_COPY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -118,10 +118,8 @@ def _gate_forward(
     update = tl.load(update_pointer + place, mask=inside, other=0.0).to(tl.float32)
     if HAS_BIAS:
         update += tl.load(bias_pointer + column, mask=inside, other=0.0).to(tl.float32)
-    if HAS_GATE:
-        gate = tl.load(gate_pointer + row // rows_per_group * gate_stride + column, mask=inside, other=0.0)
-        update *= gate.to(tl.float32)
-    x += update
+    gate = tl.load(gate_pointer + row // rows_per_group * gate_stride + column, mask=inside, other=0.0)
+    x += update * gate.to(tl.float32)
     tl.store(out_pointer + place, x.to(out_pointer.dtype.element_ty), mask=inside)
     if HAS_COPY:
         tl.store(copy_pointer + place, x.to(copy_pointer.dtype.element_ty), mask=inside)
@@ -131,7 +129,7 @@ def _gate_forward(
 def _gate_backward(
     grad_pointer, copy_grad_pointer, update_pointer, bias_pointer, gate_pointer,
     dx_pointer, dupdate_pointer, dgate_pointer, dbias_pointer, rows_per_group, gate_stride, width,
-    HAS_BIAS: tl.constexpr, HAS_GATE: tl.constexpr, HAS_COPY: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_COPY: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     tile, group = tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -139,8 +137,7 @@ def _gate_backward(
     known = column < width
     if HAS_BIAS:
         bias = tl.load(bias_pointer + column, mask=known, other=0.0).to(tl.float32)
-    if HAS_GATE:
-        gate = tl.load(gate_pointer + group * gate_stride + column, mask=known, other=0.0).to(tl.float32)
+    gate = tl.load(gate_pointer + group * gate_stride + column, mask=known, other=0.0).to(tl.float32)
     dgate = tl.zeros([_STEP, COLUMNS], tl.float32)
     dbias = tl.zeros([_STEP, COLUMNS], tl.float32)
     for first in tl.static_range(0, ROWS, _STEP):
@@ -151,18 +148,15 @@ def _gate_backward(
         if HAS_COPY:
             grad += tl.load(copy_grad_pointer + place, mask=inside, other=0.0).to(tl.float32)
             tl.store(dx_pointer + place, grad.to(dx_pointer.dtype.element_ty), mask=inside)
-        dupdate = grad
-        if HAS_GATE:
-            update = tl.load(update_pointer + place, mask=inside, other=0.0).to(tl.float32)
-            if HAS_BIAS:
-                update += bias[None, :]
-            dgate += grad * update
-            dupdate = grad * gate[None, :]
+        update = tl.load(update_pointer + place, mask=inside, other=0.0).to(tl.float32)
+        if HAS_BIAS:
+            update += bias[None, :]
+        dgate += grad * update
+        dupdate = grad * gate[None, :]
         dbias += dupdate
         tl.store(dupdate_pointer + place, dupdate.to(dupdate_pointer.dtype.element_ty), mask=inside)
     place = (group * tl.num_programs(1) + tile) * width + column
-    if HAS_GATE:
-        tl.store(dgate_pointer + place, tl.sum(dgate, axis=0), mask=known)
+    tl.store(dgate_pointer + place, tl.sum(dgate, axis=0), mask=known)
     if HAS_BIAS:
         tl.store(dbias_pointer + place, tl.sum(dbias, axis=0), mask=known)
 
@@ -255,7 +249,7 @@ def _(
 
 @torch.library.custom_op("sana_train::gate_forward", mutates_args=())
 def gate_forward(
-    x: Tensor, update: Tensor, bias: Tensor | None, gate: Tensor | None, copy_dtype: torch.dtype | None
+    x: Tensor, update: Tensor, bias: Tensor | None, gate: Tensor, copy_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
     """x + gate * (update + bias).
 
@@ -263,7 +257,7 @@ def gate_forward(
         x: (R, D) contiguous.
         update: (R, D) contiguous.
         bias: (D,) or None.
-        gate: (G, D), rows contiguous, or None for 1.
+        gate: (G, D), rows contiguous.
         copy_dtype: of a second, rounded result; None for none.
 
     Returns:
@@ -272,10 +266,10 @@ def gate_forward(
     rows, width = x.shape
     out = torch.empty_like(x)
     copy = x.new_empty(x.shape if copy_dtype is not None else (0,), dtype=copy_dtype)
-    groups = 1 if gate is None else gate.shape[0]
+    groups = gate.shape[0]
     _gate_forward[(rows,)](
-        x, update, bias, gate, out, copy, rows // groups, 0 if gate is None else gate.stride(0), width,
-        HAS_BIAS=bias is not None, HAS_GATE=gate is not None, HAS_COPY=copy_dtype is not None,
+        x, update, bias, gate, out, copy, rows // groups, gate.stride(0), width,
+        HAS_BIAS=bias is not None, HAS_COPY=copy_dtype is not None,
         BLOCK=triton.next_power_of_2(width), num_warps=_WARPS,
     )  # fmt: skip
     return out, copy
@@ -283,14 +277,14 @@ def gate_forward(
 
 @gate_forward.register_fake
 def _(
-    x: Tensor, update: Tensor, bias: Tensor | None, gate: Tensor | None, copy_dtype: torch.dtype | None
+    x: Tensor, update: Tensor, bias: Tensor | None, gate: Tensor, copy_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty(x.shape if copy_dtype is not None else (0,), dtype=copy_dtype)
 
 
 @torch.library.custom_op("sana_train::gate_backward", mutates_args=())
 def gate_backward(
-    grad: Tensor, copy_grad: Tensor | None, update: Tensor | None, bias: Tensor | None, gate: Tensor | None,
+    grad: Tensor, copy_grad: Tensor | None, update: Tensor, bias: Tensor | None, gate: Tensor,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of ``gate_forward``.
@@ -298,28 +292,28 @@ def gate_backward(
     Args:
         grad: (R, D) of the first result.
         copy_grad: of the second, or None.
-        update: as it was, needed if there is a gate.
+        update: as it was.
         bias: as it was.
         gate: as it was.
         dtype: of the gradient of ``update``.
 
     Returns:
         (R, D) gradient of x (empty without ``copy_grad``: it is ``grad``); (R, D) of update in ``dtype``;
-        (G, D) float32 of gate, (D,) float32 of bias, empty where there is none.
+        (G, D) float32 of gate, (D,) float32 of bias, empty if there is none.
     """
     rows, width = grad.shape
-    groups = 1 if gate is None else gate.shape[0]
+    groups = gate.shape[0]
     rows_per_group = rows // groups
     tiles = triton.cdiv(rows_per_group, _ROWS)
     dx = torch.empty_like(grad) if copy_grad is not None else grad.new_empty(0)
     dupdate = grad.new_empty(grad.shape, dtype=dtype)
     shape = (groups, tiles, width)
-    dgate = grad.new_empty(shape if gate is not None else (0, 1, width), dtype=torch.float32)
+    dgate = grad.new_empty(shape, dtype=torch.float32)
     dbias = grad.new_empty(shape if bias is not None else (0, 1, width), dtype=torch.float32)
     _gate_backward[(triton.cdiv(width, _COLUMNS), tiles, groups)](
         grad, copy_grad, update, bias, gate, dx, dupdate, dgate, dbias, rows_per_group,
-        0 if gate is None else gate.stride(0), width,
-        HAS_BIAS=bias is not None, HAS_GATE=gate is not None, HAS_COPY=copy_grad is not None,
+        gate.stride(0), width,
+        HAS_BIAS=bias is not None, HAS_COPY=copy_grad is not None,
         ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=4,
     )  # fmt: skip
     return dx, dupdate, dgate.sum(1), dbias.sum((0, 1)) if bias is not None else dbias.new_empty(0)
@@ -327,10 +321,10 @@ def gate_backward(
 
 @gate_backward.register_fake
 def _(
-    grad: Tensor, copy_grad: Tensor | None, update: Tensor | None, bias: Tensor | None, gate: Tensor | None,
+    grad: Tensor, copy_grad: Tensor | None, update: Tensor, bias: Tensor | None, gate: Tensor,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     dx = torch.empty_like(grad) if copy_grad is not None else grad.new_empty(0)
-    dgate = grad.new_empty(gate.shape if gate is not None else (0, grad.shape[1]), dtype=torch.float32)
+    dgate = grad.new_empty(gate.shape, dtype=torch.float32)
     dbias = grad.new_empty(bias.shape if bias is not None else (0,), dtype=torch.float32)
     return dx, grad.new_empty(grad.shape, dtype=dtype), dgate, dbias

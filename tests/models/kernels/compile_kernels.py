@@ -87,10 +87,10 @@ def main(dim: int = 2240, heads: int = 20) -> None:
             fused.norm_forward(x, update, bias, *table[:2], 1e-6, torch.bfloat16, is_kept)
             has_update = update is not None
             fused.norm_backward(half(rows, dim), x, half(rows, dim), each, *table[:2], has_update)
-    for bias, gate, copy in ((weight, table[2], True), (weight, None, False), (None, table[2], False)):
-        fused.gate_forward(x, half(rows, dim), bias, gate, torch.bfloat16 if copy else None)
-        copied, update = half(rows, dim) if copy else None, None if gate is None else half(rows, dim)
-        fused.gate_backward(x, copied, update, bias, gate, torch.bfloat16)
+    for bias, copy in ((weight, True), (None, False)):
+        fused.gate_forward(x, half(rows, dim), bias, table[2], torch.bfloat16 if copy else None)
+        copied = half(rows, dim) if copy else None
+        fused.gate_backward(x, copied, half(rows, dim), bias, table[2], torch.bfloat16)
     fused.neighbours(half(1, frames, height * width, dim))
 
 

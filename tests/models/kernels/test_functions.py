@@ -78,22 +78,20 @@ def test_a_residual_and_the_norm_behind_it(groups: int) -> None:
     check(fused.LinearModulatedLinear.apply, reference, inputs)
 
 
-@pytest.mark.parametrize("groups", [None, 1, 3])
+@pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("use_copy", [False, True])
-def test_gated_linear(groups: int | None, use_copy: bool) -> None:
-    def reference(x: Tensor, a: Tensor, weight: Tensor, bias: Tensor, *gate: Tensor) -> Any:
+def test_gated_linear(groups: int, use_copy: bool) -> None:
+    def reference(x: Tensor, a: Tensor, weight: Tensor, bias: Tensor, gate: Tensor) -> Any:
         update = a @ weight.t() + bias
-        if gate:
-            update = (update.unflatten(0, (gate[0].shape[0], -1)) * gate[0][:, None]).flatten(0, 1)
+        update = (update.unflatten(0, (groups, -1)) * gate[:, None]).flatten(0, 1)
         return (x + update, x + update) if use_copy else x + update
 
     def function(*given: Tensor) -> Any:
-        x, a, weight, bias, *gate = given
-        return fused.GatedLinear.apply(x, a, weight, bias, gate[0] if gate else None, use_copy)
+        return fused.GatedLinear.apply(*given, use_copy)
 
     # More rows and columns than a tile has, and no multiple of either.
-    inputs = [normal(201, 70), normal(201, 70, seed=1), normal(70, 70), normal(70)]
-    check(function, reference, inputs if groups is None else [*inputs, normal(groups, 70)])
+    inputs = [normal(201, 70), normal(201, 70, seed=1), normal(70, 70), normal(70), normal(groups, 70)]
+    check(function, reference, inputs)
 
 
 @pytest.mark.parametrize(
