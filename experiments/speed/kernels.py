@@ -9,9 +9,11 @@ time limit. `--size tiny` runs the same code in a minute, on a CPU too, where `f
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import itertools
 import json
+import math
 import os
 import statistics
 import sys
@@ -70,11 +72,14 @@ class Bench:
         sys.stdout.write(f"{section}: {json.dumps(row)}\n")
         sys.stdout.flush()
 
-    def run(self, section: str, name: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> None:
+    def run(
+        self, section: str, name: dict[str, Any], measure: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
         """One row; what fails is a row too, so that the others are still measured."""
         if time.monotonic() > self.end:
-            self.add(section, {**name, "skipped": "time limit"})
-            return
+            row = {**name, "skipped": "time limit"}
+            self.add(section, row)
+            return row
         try:
             row = measure()
         except torch.cuda.OutOfMemoryError as error:
@@ -84,10 +89,22 @@ class Bench:
                 "failed": f"{type(error).__name__}: {str(error)[-1500:]}",
                 "at": traceback.format_exc(limit=-3),
             }
-        self.add(section, {**name, **row})
+        row = {**name, **row}
+        self.add(section, row)
         gc.collect()
         if DEVICE.type == "cuda":
-            torch.cuda.empty_cache()
+            # After a fault of the device every call fails: each then says so in its own row.
+            with contextlib.suppress(RuntimeError):
+                torch.cuda.empty_cache()
+        return row
+
+    def section(self, name: str, measure: Callable[[], None]) -> None:
+        """What prepares several rows; if that fails it is a row, and the next section is begun."""
+        try:
+            measure()
+        except Exception as error:
+            self.add(name, {"failed": f"{type(error).__name__}: {str(error)[-1500:]}",
+                "at": traceback.format_exc(limit=-3)})  # fmt: skip
 
 
 def milliseconds(work: Callable[[], Any], rounds: int = 7, warmups: int = 3) -> float:
@@ -424,6 +441,43 @@ def breakdown(work: Callable[[], Any]) -> dict[str, Any]:
     return {"families_ms": rounded, "longest": kernels[:60]}
 
 
+# What each kernel must move in a block, in bfloat16 rows of the width: in a training step that keeps
+# everything, and in a denoising step. float32 rows count two; what is read again from the cache does not.
+MOVED = {
+    "_norm_forward": (11, 9), "_norm_backward": (15, 0), "_gate_forward": (11, 11), "_gate_backward": (11, 0),
+    "_gated_conv": (27, 9), "_conv_backward": (18, 0), "_gather_neighbours": (8, 4),
+    "_rms_statistics": (3, 3), "_rms_backward": (9, 0),
+    "_linear_summarise": (2, 2), "_linear_mix": (2, 2), "_linear_mix_backward": (3, 0),
+    "_linear_summarise_backward": (4, 0),
+    "_cross_forward": (2, 2), "_cross_query_backward": (4, 0), "_cross_key_backward": (2, 0),
+}  # fmt: skip
+ADAM_BYTES = 28  # of a parameter: weight, gradient and two moments are read, all but the gradient written
+
+
+def floors(size: str, bench: Bench, row: dict[str, Any], num_parameters: int) -> None:
+    """Each kernel of a fused row beside the time of a copy of what it must move; largest gap first."""
+    copy = bench.record["ceilings"][0].get("copy_tb_per_s")
+    if copy is None or "longest" not in row:
+        return  # no GPU, or that row has failed and says so
+    of = "denoise" if "denoise_ms" in row else "train"
+    clips = row.get("batch", 2)
+    unit = clips * math.prod(GRIDS[size]) * SIZES[size]["width"] * 2 * SIZES[size]["depth"]
+    found = []
+    for name, spent, launches in row["longest"]:
+        if name in MOVED:
+            moved = MOVED[name][of == "denoise"] * unit
+        elif family(name) == "optimiser":
+            moved = ADAM_BYTES * num_parameters
+        else:
+            continue
+        floor = moved / copy / 1e9
+        found.append({"of": of, "kernel": name[:40], "launches": launches, "gb": round(moved / 1e9, 2),
+            "ms": spent, "floor_ms": round(floor, 2), "share_of_copy": round(floor / spent, 3),
+            "gap_ms": round(spent - floor, 2)})  # fmt: skip
+    for each in sorted(found, key=lambda each: -each["gap_ms"]):
+        bench.add("floors", each)
+
+
 def training(
     model: SanaVideoDiT,
     size: str,
@@ -476,29 +530,38 @@ def denoising(model: SanaVideoDiT, size: str, kernels: Kernels) -> dict[str, Any
 def network(size: str, bench: Bench, only: Sequence[str], ways: Sequence[Kernels]) -> None:
     torch.set_float32_matmul_precision("high")
     model = build(size)
-    if "denoise" in only:
-        for kernels in ways:
-            bench.run(
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    if "denoise" in only or "floors" in only:
+        for kernels in ways if "denoise" in only else ("fused",):
+            row = bench.run(
                 "denoise", {"kernels": kernels}, lambda kernels=kernels: denoising(model, size, kernels)
             )
+            if kernels == "fused" and "floors" in only:
+                floors(size, bench, row, num_parameters)
     fused = DEVICE.type == "cuda"
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=fused)
     plan: list[tuple[int, Kernels, Recompute]] = []
     if "train" in only:
-        plan += [(1, kernels, policy) for kernels, policy in itertools.product(ways, POLICIES)]
+        plan.extend((1, kernels, policy) for kernels, policy in itertools.product(ways, POLICIES))
+    elif "floors" in only:
+        plan.append((1, "fused", "none"))
     if "batch4" in only:
-        plan += [(4, kernels, policy) for kernels, policy in itertools.product(ways, ("none", "full"))]
+        plan.extend((4, kernels, policy) for kernels in ways for policy in POLICIES[:2])
     for batch, kernels, policy in plan:
         name = {"batch": batch, "kernels": kernels, "recompute": policy}
-        bench.run(
+        row = bench.run(
             "train", name, lambda b=batch, k=kernels, p=policy: training(model, size, b, k, p, optimiser)
         )
+        if (batch, kernels, policy) == (1, "fused", "none") and "floors" in only:
+            floors(size, bench, row, num_parameters)
         optimiser.zero_grad(set_to_none=True)
 
 
 def table(record: dict[str, Any]) -> str:
     lines = [f"{'batch':>5} {'kernels':<10} {'recompute':<10} {'step ms':>8} {'fwd+bwd':>8} {'GiB':>6}"]
     for row in record.get("train", []):
+        if "batch" not in row:
+            continue  # the section failed as a whole and has said so
         numbers = [f"{row[key]:.1f}" if key in row else "-" for key in
             ("step_ms", "forward_backward_ms", "peak_gib")]  # fmt: skip
         lines.append(f"{row['batch']:>5} {row['kernels']:<10} {row['recompute']:<10} {numbers[0]:>8} "
@@ -506,6 +569,10 @@ def table(record: dict[str, Any]) -> str:
     for row in record.get("denoise", []):
         if "denoise_ms" in row:
             lines.append(f"denoise with guidance, {row['kernels']}: {row['denoise_ms']:.1f} ms")
+    for row in record.get("floors", []):
+        if "kernel" in row:
+            lines.append(f"{row['of']:<8} {row['kernel']:<40} {row['launches']:>4} {row['ms']:>8.2f} ms "
+                f"{row['gb']:>7.2f} GB {row['share_of_copy']:>6.0%} of a copy")  # fmt: skip
     return "\n".join(lines)
 
 
@@ -516,7 +583,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="a folder")
     parser.add_argument("--size", choices=tuple(SIZES), default="2b")
     parser.add_argument("--minutes", type=float, default=9.0, help="no measurement begins later")
-    sections = ("pieces", "errors", "denoise", "train", "batch4")
+    sections = ("pieces", "errors", "denoise", "train", "floors", "batch4")
     parser.add_argument("--only", nargs="+", choices=sections, default=sections)
     parser.add_argument("--ways", nargs="+", choices=ALL, default=ALL)
     parser.add_argument("--inputs", type=int, default=2, help="of the errors' median")
@@ -527,12 +594,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bench.record |= {"size": given.size, "grid": GRIDS[given.size]}
     bench.run("ceilings", {}, ceilings)
     if "pieces" in given.only:
-        products(given.size, bench)
+        bench.section("products", lambda: products(given.size, bench))
         if DEVICE.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
-            pieces(given.size, bench)
+            bench.section("pieces", lambda: pieces(given.size, bench))
     if "errors" in given.only:
-        errors(given.size, bench, given.inputs, given.ways)
-    network(given.size, bench, given.only, given.ways)
+        bench.section("errors", lambda: errors(given.size, bench, given.inputs, given.ways))
+    bench.section("train", lambda: network(given.size, bench, given.only, given.ways))
     sys.stdout.write(table(bench.record) + "\n")
 
 

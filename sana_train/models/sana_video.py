@@ -23,7 +23,7 @@ from sana_train.models.layers.linear_attention import LinearAttention
 from sana_train.models.layers.mix_ffn import MixFFN
 from sana_train.models.layers.norms import RMSNorm, gated_residual, modulated_norm
 from sana_train.models.layers.numerics import NUMERICS, Compat, Numerics
-from sana_train.models.layers.recompute import Recompute, recomputed
+from sana_train.models.layers.recompute import Recompute, recomputed, recomputed_at_once
 from sana_train.models.layers.rope import Rotation, grid_positions, rotation
 from sana_train.utils.rng import stream_key
 
@@ -82,6 +82,9 @@ class SanaVideoBlock(nn.Module):
         return layers(self, x, table, context, caption, mask, rope, grid)
 
     def _recomputed(self, *inputs: Any) -> Tensor:
+        is_fused = self.kernels == "fused" and fused_dtype(inputs[0], self.self_attn.qkv.weight) is not None
+        if is_fused and not torch.compiler.is_compiling():  # a compiler plans with checkpoints, not with this
+            return recomputed_at_once(self.recompute, self._layers, list(self.parameters()), *inputs)
         return recomputed(self.recompute, self._layers, *inputs)
 
     def _layers(
@@ -94,13 +97,14 @@ class SanaVideoBlock(nn.Module):
         rope: Rotation,
         grid: tuple[int, int, int],
     ) -> Tensor:
+        is_sampling = caption is not None  # given without gradients and by whole weights only
         if caption is None:
             caption = self.cross_attn.keys_and_values(context)
         dtype = fused_dtype(x, self.self_attn.qkv.weight) if self.kernels == "fused" else None
         if dtype is not None:
             from sana_train.models.kernels.block import fused_block  # Triton comes with GPU builds only
 
-            return fused_block(self, x, table, caption, mask, rope, grid, dtype)
+            return fused_block(self, x, table, caption, mask, rope, grid, dtype, is_sampling)
         attn_shift, attn_scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = table.unsqueeze(3).unbind(2)
         x = gated_residual(x, self.self_attn(modulated_norm(x, attn_shift, attn_scale), rope), attn_gate)
         bias = torch.where(mask, 0.0, MASKED_BIAS)[:, None, None]  # (B, 1, 1, S)

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sana_train.models.layers.recompute import Recompute
+from sana_train.models.layers.recompute import Recompute, product, recomputed_at_once
 from sana_train.models.sana_video import SanaVideoDiT
 
 GRID = (3, 4, 5)
@@ -110,3 +111,40 @@ def test_memory_falls(make_dit) -> None:
         run(model, policy, grid=grid)
         peaks[policy] = torch.cuda.max_memory_allocated() - before
     assert peaks["full"] < peaks["selective"] < peaks["none"]
+
+
+@pytest.mark.parametrize(("policy", "computed"), [("none", 1), ("selective", 1), ("full", 2)])
+def test_at_once_keeps_products_and_gives_the_same_to_the_bit(policy: Recompute, computed: int) -> None:
+    """Under autocast, which the backward pass must find again; a weight has no gradient, one no use."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 4, generator=rng).requires_grad_()
+    scale, weight = torch.randn(4, generator=rng).requires_grad_(), torch.randn(4, 4, generator=rng)
+    unused = torch.zeros(1).requires_grad_()
+
+    class Scaled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:  # type: ignore[override]
+            ctx.save_for_backward(x, scale)
+            return product(lambda: (products.append(1), x * scale)[1])
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+            x, scale = ctx.saved_tensors
+            return grad * scale, (x * grad).sum(0)
+
+    def layers(x: Tensor, factor: float, shift: Tensor) -> Tensor:
+        result = F.linear(Scaled.apply(x * factor, scale), weight)
+        assert result.dtype == torch.bfloat16
+        return result.float() + shift
+
+    found = []
+    for function in (
+        lambda *given: layers(*given),
+        lambda *given: recomputed_at_once(policy, layers, [scale, weight, unused], *given),
+    ):
+        products: list[int] = []
+        with torch.autocast("cpu", torch.bfloat16):
+            result = function(x, 0.5, torch.ones(4))
+        found.append((result.detach(), *torch.autograd.grad(result.square().sum(), (x, scale))))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert len(products) == computed

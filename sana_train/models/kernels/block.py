@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sana_train.models.kernels.functions import (
     CrossAttentionFunction,
@@ -16,8 +16,11 @@ from sana_train.models.kernels.functions import (
     GatedLinear,
     GatedTemporal,
     LinearAttentionFunction,
+    LinearModulatedLinear,
     ModulatedLinear,
 )
+from sana_train.models.kernels.weights import forget
+from sana_train.models.kernels.weights import rounded as rounded_weight
 from sana_train.models.layers.rope import Rotation
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ def fused_block(
     rope: Rotation,
     grid: tuple[int, int, int],
     dtype: torch.dtype,
+    is_sampling: bool,
 ) -> Tensor:
     """As ``SanaVideoBlock``: (B, N, D) -> (B, N, D), in the dtype that x and the table promote to.
 
@@ -45,7 +49,18 @@ def fused_block(
         rope: of the tokens.
         grid: (T, H, W).
         dtype: of matrix products.
+        is_sampling: whether no gradients are wanted and the weights stay: then they are rounded once.
     """
+
+    def prepared(layer: nn.Linear) -> Tensor:
+        if torch.compiler.is_compiling():
+            return layer.weight  # a graph may not depend on what is kept beside it
+        if is_sampling:
+            return rounded_weight(layer.weight, dtype)
+        forget(layer.weight)
+        # Where no gradients are wanted, nothing is kept for them.
+        return layer.weight if torch.is_grad_enabled() else layer.weight.detach()
+
     frames, height, width = grid
     batch, num_tokens, _ = x.shape
     table = table.flatten(0, 1)  # (B F, 6, D)
@@ -56,24 +71,32 @@ def fused_block(
     lengths = torch.where(lengths == 0, mask.shape[1], lengths)
     rows = x.to(torch.promote_types(x.dtype, table.dtype)).flatten(0, 1)  # (B N, D)
 
-    qkv, rows = ModulatedLinear.apply(rows, attn_shift, attn_scale, attn.qkv.weight, dtype)
+    qkv, rows = ModulatedLinear.apply(rows, attn_shift, attn_scale, prepared(attn.qkv), dtype)
     mixed = LinearAttentionFunction.apply(
         qkv.unflatten(0, (batch, num_tokens)), attn.q_norm.weight, attn.k_norm.weight,
         rope.cos.squeeze(1), rope.sin.squeeze(1), attn.num_heads, attn.q_norm.eps,
         attn.numerics.attention_eps,
     )  # fmt: skip
     rows, rounded = GatedLinear.apply(
-        rows, mixed.flatten(0, 1), attn.out.weight, attn.out.bias, attn_gate, True
+        rows, mixed.flatten(0, 1), prepared(attn.out), attn.out.bias, attn_gate, True
     )
     mixed = CrossAttentionFunction.apply(
-        rounded.unflatten(0, (batch, num_tokens)), cross.q.weight, cross.q.bias, cross.q_norm.weight,
+        rounded.unflatten(0, (batch, num_tokens)), prepared(cross.q), cross.q.bias, cross.q_norm.weight,
         key.to(dtype), value.to(dtype), lengths, cross.num_heads, cross.q_norm.eps,
     )  # fmt: skip
-    rows, _ = GatedLinear.apply(rows, mixed.flatten(0, 1), cross.out.weight, cross.out.bias, None, False)
-    expanded, rows = ModulatedLinear.apply(rows, ffn_shift, ffn_scale, ffn.expand.weight, dtype)
+    expanded, rows = LinearModulatedLinear.apply(
+        rows, mixed.flatten(0, 1), prepared(cross.out), cross.out.bias, ffn_shift, ffn_scale,
+        prepared(ffn.expand),
+    )  # fmt: skip
     projected = GatedConvLinear.apply(
-        expanded, ffn.expand.bias, ffn.depthwise.weight, ffn.depthwise.bias, ffn.project.weight, height, width
+        expanded,
+        ffn.expand.bias,
+        ffn.depthwise.weight,
+        ffn.depthwise.bias,
+        prepared(ffn.project),
+        height,
+        width,
     )
     projected = projected.view(batch, frames, height * width, -1)
-    rows = GatedTemporal.apply(rows, projected, ffn.temporal.weight, ffn_gate)
+    rows = GatedTemporal.apply(rows, projected, prepared(ffn.temporal), ffn_gate)
     return rows.view(batch, num_tokens, -1)

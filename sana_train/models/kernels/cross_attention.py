@@ -250,7 +250,7 @@ def cross_attention_backward(
     sizes = (num_tokens, num_keys, num_heads, head_dim, rows)
     _cross_query_backward[(triton.cdiv(num_tokens, _QUERIES), batch * num_heads)](
         grad, out, query, q_weight, rstd, key, value, lengths, lse, dquery, delta, along, *strides, *sizes,
-        head_dim**-0.5, QUERIES=_QUERIES, KEYS=_KEYS, HEAD=head, num_warps=8, num_stages=1,
+        head_dim**-0.5, QUERIES=_QUERIES, KEYS=_KEYS, HEAD=head, num_warps=8, num_stages=3,
     )  # fmt: skip
     tiles = triton.cdiv(num_keys, _KEYS)
     steps = triton.cdiv(num_tokens, _BACKWARD_QUERIES)
@@ -262,7 +262,7 @@ def cross_attention_backward(
     _cross_key_backward[(tiles, parts, batch * num_heads)](
         grad, query, q_weight, rstd, key, value, lengths, lse, delta, partial[0], partial[1], *strides,
         *sizes,
-        tokens, head_dim**-0.5, QUERIES=_BACKWARD_QUERIES, KEYS=_KEYS, HEAD=head, num_warps=8, num_stages=1,
+        tokens, head_dim**-0.5, QUERIES=_BACKWARD_QUERIES, KEYS=_KEYS, HEAD=head, num_warps=8, num_stages=3,
     )  # fmt: skip
     dkey, dvalue = (each.sum(0).to(key.dtype) for each in partial)
     dweight, dbias = rms_backward(

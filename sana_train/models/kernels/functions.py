@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from sana_train.models.kernels import cross_attention, gated_conv, linear_attention, modulation, temporal
 from sana_train.models.kernels.portable import direct
+from sana_train.models.layers.recompute import product
 
 cross_attention_forward = direct(cross_attention.cross_attention_forward)
 cross_attention_backward = direct(cross_attention.cross_attention_backward)
@@ -62,10 +63,12 @@ class ModulatedLinear(Function):
     ) -> tuple[Tensor, Tensor]:
         """x (R, D), shift and scale (G, D), weight (O, D) -> (R, O) in ``dtype``, x."""
         rounded, shift, scale = weight.to(dtype), _rows(shift), _rows(scale)
-        modulated, normalised, rstd = norm_forward(x.contiguous(), shift, scale, NORM_EPS, dtype)
+        modulated, normalised, rstd, _ = norm_forward(
+            x.contiguous(), None, None, shift, scale, NORM_EPS, dtype, any(ctx.needs_input_grad)
+        )
         ctx.save_for_backward(normalised, rstd, shift, scale, rounded)
         ctx.weight_dtype = weight.dtype
-        return torch.mm(modulated, rounded.t()), x.view_as(x)
+        return product(lambda: torch.mm(modulated, rounded.t())), x.view_as(x)
 
     @staticmethod
     @once_differentiable
@@ -73,11 +76,50 @@ class ModulatedLinear(Function):
         normalised, rstd, shift, scale, weight = ctx.saved_tensors
         grad = grad.contiguous()
         dmodulated = torch.mm(grad, weight)
-        dx, modulated, dshift, dscale = norm_backward(
-            dmodulated, past.contiguous(), normalised, rstd, shift, scale
+        dx, modulated, dshift, dscale, _, _ = norm_backward(
+            dmodulated, past.contiguous(), normalised, rstd, shift, scale, False
         )
         dweight = _weight_gradient(grad, modulated, ctx.weight_dtype)
         return dx, dshift.to(shift.dtype), dscale.to(scale.dtype), dweight, None
+
+
+class LinearModulatedLinear(Function):
+    """x + a weight^T + bias, and ``ModulatedLinear`` of that without reading the sum again."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, a: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, scale: Tensor,
+        next_weight: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """x and a (R, D), weight (D, D), shift and scale (G, D), next_weight (O, D) -> (R, O), (R, D)."""
+        rounded, next_rounded = weight.to(a.dtype), next_weight.to(a.dtype)
+        shift, scale = _rows(shift), _rows(scale)
+        update, is_kept = product(lambda: torch.mm(a, rounded.t())), any(ctx.needs_input_grad)
+        modulated, normalised, rstd, total = norm_forward(
+            x.contiguous(), update, bias.contiguous(), shift, scale, NORM_EPS, a.dtype, is_kept
+        )
+        ctx.save_for_backward(a, rounded, normalised, rstd, shift, scale, next_rounded)
+        ctx.dtypes = weight.dtype, bias.dtype, next_weight.dtype
+        return product(lambda: torch.mm(modulated, next_rounded.t())), total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, past: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        a, weight, normalised, rstd, shift, scale, next_weight = ctx.saved_tensors
+        weight_dtype, bias_dtype, next_dtype = ctx.dtypes
+        grad = grad.contiguous()
+        dx, modulated, dshift, dscale, dupdate, dbias = norm_backward(
+            torch.mm(grad, next_weight), past.contiguous(), normalised, rstd, shift, scale, True
+        )
+        return (
+            dx,
+            torch.mm(dupdate, weight),
+            _weight_gradient(dupdate, a, weight_dtype),
+            dbias.to(bias_dtype),
+            dshift.to(shift.dtype),
+            dscale.to(scale.dtype),
+            _weight_gradient(grad, modulated, next_dtype),
+        )
 
 
 class LinearAttentionFunction(Function):
@@ -115,13 +157,13 @@ class GatedLinear(Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, a: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None, use_copy: bool
+        ctx: Any, x: Tensor, a: Tensor, weight: Tensor, bias: Tensor, gate: Tensor, use_copy: bool
     ) -> tuple[Tensor, Tensor | None]:
         """x (R, D), a (R, D), weight (D, D), bias (D,), gate (G, D) -> (R, D), (R, D) or None."""
-        rounded, gate = weight.to(a.dtype), None if gate is None else _rows(gate)
-        update, bias = torch.mm(a, rounded.t()), bias.contiguous()
+        rounded, gate = weight.to(a.dtype), _rows(gate)
+        update, bias = product(lambda: torch.mm(a, rounded.t())), bias.contiguous()
         out, copy = gate_forward(x.contiguous(), update, bias, gate, a.dtype if use_copy else None)
-        ctx.save_for_backward(a, update if gate is not None else None, rounded, bias, gate)
+        ctx.save_for_backward(a, update, rounded, bias, gate)
         ctx.weight_dtype = weight.dtype
         return out, copy if use_copy else None
 
@@ -139,7 +181,7 @@ class GatedLinear(Function):
             torch.mm(dupdate, weight),
             _weight_gradient(dupdate, a, ctx.weight_dtype),
             dbias.to(bias.dtype),
-            None if gate is None else dgate.to(gate.dtype),
+            dgate.to(gate.dtype),
             None,
         )
 
@@ -155,7 +197,7 @@ class CrossAttentionFunction(Function):
         """x (B, N, D), weight (D, D), key and value (B, S, D) -> (B, N, D)."""
         rounded, key, value = weight.to(x.dtype), _keys(key), _keys(value)
         q_weight = q_weight.contiguous()
-        query = torch.addmm(bias.to(x.dtype), x.flatten(0, 1), rounded.t()).view(x.shape)
+        query = product(lambda: torch.addmm(bias.to(x.dtype), x.flatten(0, 1), rounded.t())).view(x.shape)
         out, rstd, lse = cross_attention_forward(query, q_weight, key, value, lengths, num_heads, qk_eps)
         ctx.save_for_backward(x, rounded, query, q_weight, rstd, key, value, lengths, lse, out)
         ctx.num_heads, ctx.weight_dtype, ctx.bias_dtype = num_heads, weight.dtype, bias.dtype
@@ -199,10 +241,11 @@ class GatedConvLinear(Function):
         """x (R, 2 M) without its bias ``in_bias``, taps (2 M, 1, 3, 3), weight (D, M) -> (R, D)."""
         x, taps, rounded = x.contiguous(), taps.contiguous(), weight.to(x.dtype)
         in_bias, bias = in_bias.contiguous(), bias.contiguous()
-        gated = gated_conv_forward(x, in_bias, taps, bias, height, width)
         ctx.save_for_backward(x, in_bias, taps, bias, rounded)
         ctx.sizes, ctx.weight_dtype = (height, width), weight.dtype
-        return torch.mm(gated, rounded.t())
+        return product(
+            lambda: torch.mm(gated_conv_forward(x, in_bias, taps, bias, height, width), rounded.t())
+        )
 
     @staticmethod
     @once_differentiable
@@ -225,7 +268,7 @@ class GatedTemporal(Function):
         """x (B T H W, D), u (B, T, H W, D), weight (D, 3 D) of frames before, at and after, gate (G, D)."""
         rounded, gate = weight.to(u.dtype), _rows(gate)
         u = u.contiguous()
-        update = torch.addmm(u.flatten(0, 2), neighbours(u), rounded.t())
+        update = product(lambda: torch.addmm(u.flatten(0, 2), neighbours(u), rounded.t()))
         out, _ = gate_forward(x.contiguous(), update, None, gate, None)
         ctx.save_for_backward(u, update, rounded, gate)
         ctx.weight_dtype = weight.dtype
@@ -241,7 +284,7 @@ class GatedTemporal(Function):
         # u at a frame was read by the frame after it (first third of the weight), itself and the one before.
         around = neighbours(dupdate.view(u.shape))
         reversed_weight = torch.cat(weight.split(width, dim=1)[::-1], dim=0)  # (3 D, D)
-        du = torch.addmm(dupdate, around, reversed_weight)
+        du = dupdate.addmm_(around, reversed_weight)
         thirds = _weight_gradient(around, u.flatten(0, 2), ctx.weight_dtype).view(3, width, width)
         dweight = torch.cat([thirds[2], thirds[1], thirds[0]], dim=1)
         return grad, du.view(u.shape), dweight, dgate.to(gate.dtype)

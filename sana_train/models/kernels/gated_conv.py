@@ -33,10 +33,20 @@ _FAR = tl.constexpr(-30000.0)  # whose silu is zero
 
 
 @triton.jit  # whose arguments must not be annotated
-def _active(pointer, half_bias, inside):
-    """silu(x + bias) at ``pointer`` as h (1 + tanh h), h = (x + bias) / 2; zero outside."""
-    half = tl.load(pointer, mask=inside, other=_FAR).to(tl.float32) * 0.5 + half_bias
+def _active(x, half_bias):
+    """silu(x + bias) as h (1 + tanh h), h = (x + bias) / 2."""
+    half = x.to(tl.float32) * 0.5 + half_bias
     return half * tanh(half) + half
+
+
+@triton.jit
+def _column(pointer, line, inside0, inside1, inside2, inside3):
+    """Four rows of a column, the second at ``pointer``; outside what activates to zero."""
+    x0 = tl.load(pointer - line, mask=inside0, other=_FAR)
+    x1 = tl.load(pointer, mask=inside1, other=_FAR)
+    x2 = tl.load(pointer + line, mask=inside2, other=_FAR)
+    x3 = tl.load(pointer + 2 * line, mask=inside3, other=_FAR)
+    return x0, x1, x2, x3
 
 
 @triton.jit
@@ -75,8 +85,7 @@ def _gated_conv(
     g_in = _vector(in_bias_pointer + hidden, channel, known) * 0.5
     v_bias, g_bias = _vector(bias_pointer, channel, known), _vector(bias_pointer + hidden, channel, known)
     line, wide = width * hidden, 2 * hidden
-    x1_pointer = x_pointer + (frame * height + top) * 2 * line + channel
-    x0_pointer, x2_pointer, x3_pointer = x1_pointer - 2 * line, x1_pointer + 2 * line, x1_pointer + 4 * line
+    x_pointer += (frame * height + top) * 2 * line + channel
     known0, known2, known3 = known & (top > 0), known & (top + 1 < height), known & (top + 2 < height)
     # Of the column before the one that is read.
     start = (frame * height + top) * line - hidden + channel
@@ -87,24 +96,34 @@ def _gated_conv(
     # Sums of columns that are not complete: of the one being left, and of the next.
     v_left0, v_left1, v_here0, v_here1 = v_bias, v_bias, v_bias, v_bias
     g_left0, g_left1, g_here0, g_here1 = g_bias, g_bias, g_bias, g_bias
+    # A column is loaded while the one before it is computed: nothing else hides the memory's latency here.
+    v_x0, v_x1, v_x2, v_x3 = _column(x_pointer, 2 * line, known0, known, known2, known3)
+    g_x0, g_x1, g_x2, g_x3 = _column(x_pointer + hidden, 2 * line, known0, known, known2, known3)
+    grad0, grad1 = tl.zeros([CHANNELS], tl.float32), tl.zeros([CHANNELS], tl.float32)
+    if IS_BACKWARD:
+        grad0, grad1 = grad0.to(grad_pointer.dtype.element_ty), grad1.to(grad_pointer.dtype.element_ty)
     for column in range(width + 1):
-        is_column = column < width
-        offset = column * wide
-        a0 = _active(x0_pointer + offset, v_in, known0 & is_column)
-        a1 = _active(x1_pointer + offset, v_in, known & is_column)
-        a2 = _active(x2_pointer + offset, v_in, known2 & is_column)
-        a3 = _active(x3_pointer + offset, v_in, known3 & is_column)
+        v_a0, v_a1, v_a2, v_a3 = v_x0, v_x1, v_x2, v_x3
+        g_a0, g_a1, g_a2, g_a3 = g_x0, g_x1, g_x2, g_x3
+        here0, here1 = grad0, grad1
+        is_next = column + 1 < width
+        ahead = x_pointer + (column + 1) * wide
+        next0, next1, next2, next3 = known0 & is_next, known & is_next, known2 & is_next, known3 & is_next
+        v_x0, v_x1, v_x2, v_x3 = _column(ahead, 2 * line, next0, next1, next2, next3)
+        g_x0, g_x1, g_x2, g_x3 = _column(ahead + hidden, 2 * line, next0, next1, next2, next3)
+        place, is_done, is_column = column * hidden, column > 0, column < width
+        if IS_BACKWARD:
+            read = grad_pointer + place + hidden
+            grad0 = tl.load(read, mask=known & is_column, other=0.0)
+            grad1 = tl.load(read + line, mask=known2 & is_column, other=0.0)
+        a0, a1, a2, a3 = _active(v_a0, v_in), _active(v_a1, v_in), _active(v_a2, v_in), _active(v_a3, v_in)
         v0 = v_left0 + v02 * a0 + v12 * a1 + v22 * a2
         v1 = v_left1 + v02 * a1 + v12 * a2 + v22 * a3
         v_left0 = v_here0 + v01 * a0 + v11 * a1 + v21 * a2
         v_left1 = v_here1 + v01 * a1 + v11 * a2 + v21 * a3
         v_here0 = v_bias + v00 * a0 + v10 * a1 + v20 * a2
         v_here1 = v_bias + v00 * a1 + v10 * a2 + v20 * a3
-        offset += hidden
-        a0 = _active(x0_pointer + offset, g_in, known0 & is_column)
-        a1 = _active(x1_pointer + offset, g_in, known & is_column)
-        a2 = _active(x2_pointer + offset, g_in, known2 & is_column)
-        a3 = _active(x3_pointer + offset, g_in, known3 & is_column)
+        a0, a1, a2, a3 = _active(g_a0, g_in), _active(g_a1, g_in), _active(g_a2, g_in), _active(g_a3, g_in)
         g0 = g_left0 + g02 * a0 + g12 * a1 + g22 * a2
         g1 = g_left1 + g02 * a1 + g12 * a2 + g22 * a3
         g_left0 = g_here0 + g01 * a0 + g11 * a1 + g21 * a2
@@ -112,23 +131,20 @@ def _gated_conv(
         g_here0 = g_bias + g00 * a0 + g10 * a1 + g20 * a2
         g_here1 = g_bias + g00 * a1 + g10 * a2 + g20 * a3
         # With this column in, the one before it is complete.
-        place, is_done = column * hidden, column > 0
-        _finish(v0, g0, grad_pointer, dz_pointer, out_pointer, place, known & is_done, hidden, IS_BACKWARD)
-        _finish(
-            v1, g1, grad_pointer, dz_pointer, out_pointer, place + line, known2 & is_done, hidden, IS_BACKWARD
-        )
+        inside = known & is_done
+        _finish(v0, g0, here0, dz_pointer, out_pointer, place, inside, hidden, IS_BACKWARD)
+        inside = known2 & is_done
+        _finish(v1, g1, here1, dz_pointer, out_pointer, place + line, inside, hidden, IS_BACKWARD)
 
 
 @triton.jit
-def _finish(
-    value, gate, grad_pointer, dz_pointer, out_pointer, place, inside, hidden, IS_BACKWARD: tl.constexpr
-):
+def _finish(value, gate, grad, dz_pointer, out_pointer, place, inside, hidden, IS_BACKWARD: tl.constexpr):
     half = 0.5 * gate
     bend = tanh(half)
     active = half * bend + half
     tl.store(out_pointer + place, (value * active).to(out_pointer.dtype.element_ty), mask=inside)
     if IS_BACKWARD:
-        grad = tl.load(grad_pointer + place, mask=inside, other=0.0).to(tl.float32)
+        grad = grad.to(tl.float32)
         share = 0.5 * bend + 0.5
         dgate = grad * value * (active * (1.0 - share) + share)
         tl.store(dz_pointer + 2 * place, (grad * active).to(dz_pointer.dtype.element_ty), mask=inside)
@@ -136,12 +152,22 @@ def _finish(
 
 
 @triton.jit
-def _active_and_slope(pointer, half_bias, inside):
-    """silu(x + bias), zero outside, and its derivative."""
-    half = tl.load(pointer, mask=inside, other=_FAR).to(tl.float32) * 0.5 + half_bias
+def _active_and_slope(x, half_bias):
+    """silu(x + bias) and its derivative."""
+    half = x.to(tl.float32) * 0.5 + half_bias
     bend = tanh(half)
     active, share = half * bend + half, 0.5 * bend + 0.5
     return active, active * (1.0 - share) + share
+
+
+@triton.jit
+def _gradients(pointer, line, inside0, inside1, inside2, inside3):
+    """Four rows of a column, the second at ``pointer``; zero outside."""
+    d0 = tl.load(pointer - line, mask=inside0, other=0.0)
+    d1 = tl.load(pointer, mask=inside1, other=0.0)
+    d2 = tl.load(pointer + line, mask=inside2, other=0.0)
+    d3 = tl.load(pointer + 2 * line, mask=inside3, other=0.0)
+    return d0, d1, d2, d3
 
 
 @triton.jit
@@ -166,20 +192,28 @@ def _conv_backward(
         is_row0, is_row3 = is_row1 & (top > 0), known & (top + 2 < height)
         # Activations and slopes at the columns left of, at and right of the one whose dz is read.
         before0, before1, slope_before0, slope_before1 = zero, zero, zero, zero
-        here0, slope0 = _active_and_slope(x_pointer + start, half_bias, is_row1)
-        here1, slope1 = _active_and_slope(x_pointer + start + line, half_bias, is_row2)
+        read, given = x_pointer + start, dz_pointer + start
+        x0 = tl.load(read, mask=is_row1, other=_FAR)
+        x1 = tl.load(read + line, mask=is_row2, other=_FAR)
+        here0, slope0 = _active_and_slope(x0, half_bias)
+        here1, slope1 = _active_and_slope(x1, half_bias)
+        # As in the forward pass, what the next column needs is loaded while this one is computed.
+        x0 = tl.load(read + channels, mask=is_row1 & (width > 1), other=_FAR)
+        x1 = tl.load(read + line + channels, mask=is_row2 & (width > 1), other=_FAR)
+        dz0, dz1, dz2, dz3 = _gradients(given, line, is_row0, is_row1, is_row2, is_row3)
         left0, left1, mid0, mid1 = zero, zero, zero, zero
         for column in range(width + 1):
             place = column * channels
-            is_next, is_column = column + 1 < width, column < width
-            after = x_pointer + start + place + channels
-            after0, slope_after0 = _active_and_slope(after, half_bias, is_row1 & is_next)
-            after1, slope_after1 = _active_and_slope(after + line, half_bias, is_row2 & is_next)
-            read = dz_pointer + start + place
-            d0 = tl.load(read - line, mask=is_row0 & is_column, other=0.0).to(tl.float32)
-            d1 = tl.load(read, mask=is_row1 & is_column, other=0.0).to(tl.float32)
-            d2 = tl.load(read + line, mask=is_row2 & is_column, other=0.0).to(tl.float32)
-            d3 = tl.load(read + 2 * line, mask=is_row3 & is_column, other=0.0).to(tl.float32)
+            after0, slope_after0 = _active_and_slope(x0, half_bias)
+            after1, slope_after1 = _active_and_slope(x1, half_bias)
+            d0, d1, d2, d3 = dz0.to(tl.float32), dz1.to(tl.float32), dz2.to(tl.float32), dz3.to(tl.float32)
+            is_next, is_second = column + 1 < width, column + 2 < width
+            x0 = tl.load(read + place + 2 * channels, mask=is_row1 & is_second, other=_FAR)
+            x1 = tl.load(read + place + 2 * channels + line, mask=is_row2 & is_second, other=_FAR)
+            dz0, dz1, dz2, dz3 = _gradients(
+                given + place + channels, line,
+                is_row0 & is_next, is_row1 & is_next, is_row2 & is_next, is_row3 & is_next,
+            )  # fmt: skip
             # z at p takes tap (i, j) from a at p + (i - 1, j - 1).
             done0 = left0 + w20 * d0 + w10 * d1 + w00 * d2
             done1 = left1 + w20 * d1 + w10 * d2 + w00 * d3

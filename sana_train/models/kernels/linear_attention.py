@@ -26,6 +26,7 @@ from sana_train.models.kernels.portable import dot
 from sana_train.models.kernels.rms import rms_backward, rms_statistics
 
 _TOKENS = 64  # of one step
+_STAGES = 3  # of loads under way
 _PROGRAMS = 264  # two for each multiprocessor of an H100, where there are tokens enough
 
 
@@ -41,20 +42,19 @@ def _features(
     x_pointer, weight_pointer, rstd_pointer, cos_pointer, sin_pointer, row, token, is_token, stride, head,
     head_dim, TOKENS: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
-    """(raw, ReLU of normalised, rotated, cos, sin) of one head's columns."""
+    """(ReLU of normalised, rotated, cos, sin, reciprocal RMS) of one head's columns."""
     column = tl.arange(0, HEAD)
     inside = is_token[:, None] & (column < head_dim)[None, :]
     x = tl.load(x_pointer + row[:, None] * stride + head * head_dim + column[None, :], mask=inside, other=0.0)
-    x = x.to(tl.float32)
     weight = tl.load(weight_pointer + head * head_dim + column, mask=column < head_dim, other=0.0)
-    rstd = tl.load(rstd_pointer + row, mask=is_token, other=0.0)
-    positive = tl.maximum(x * rstd[:, None] * weight.to(tl.float32)[None, :], 0.0)
+    rstd = tl.load(rstd_pointer + row, mask=is_token, other=1.0)
+    positive = tl.maximum(x.to(tl.float32) * rstd[:, None] * weight.to(tl.float32)[None, :], 0.0)
     pair = tl.arange(0, HEAD // 2)
     known = is_token[:, None] & (pair < head_dim // 2)[None, :]
     angle = token[:, None] * (head_dim // 2) + pair[None, :]
     cos = tl.load(cos_pointer + angle, mask=known, other=0.0).to(tl.float32)
     sin = tl.load(sin_pointer + angle, mask=known, other=0.0).to(tl.float32)
-    return x, positive, _turn(positive, cos, sin, TOKENS, HEAD), cos, sin
+    return positive, _turn(positive, cos, sin, TOKENS, HEAD), cos, sin, rstd
 
 
 @triton.jit
@@ -77,7 +77,7 @@ def _linear_summarise(
     summary_pointer, total_pointer, stride, num_tokens, num_heads, head_dim, tokens_per_program,
     TOKENS: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums over tokens of R k' v^T and of k'."""
+    """Partial sums over tokens of v (R k')^T and of k'."""
     part, slot = tl.program_id(0), tl.program_id(1).to(tl.int64)
     clip, head = slot // num_heads, slot % num_heads
     column = tl.arange(0, HEAD)
@@ -89,14 +89,15 @@ def _linear_summarise(
         token = first + tl.arange(0, TOKENS)
         is_token = token < end
         row = clip * num_tokens + token
-        _, positive, turned, _, _ = _features(
+        positive, turned, _, _, _ = _features(
             key_pointer, weight_pointer, rstd_pointer, cos_pointer, sin_pointer, row, token, is_token, stride,
             head, head_dim, TOKENS, HEAD,
         )  # fmt: skip
         inside = is_token[:, None] & (column < head_dim)[None, :]
         place = value_pointer + row[:, None] * stride + head * head_dim + column[None, :]
         value = tl.load(place, mask=inside, other=0.0)
-        summary += dot(tl.trans(turned.to(value.dtype)), value)
+        # The operand that is turned round is the one that comes from memory as it is.
+        summary += dot(tl.trans(value), turned.to(value.dtype))
         total += tl.sum(positive, axis=0)
     _store_partial(summary_pointer, total_pointer, summary, total, part * tl.num_programs(1) + slot, HEAD)
 
@@ -104,90 +105,66 @@ def _linear_summarise(
 @triton.jit
 def _linear_mix(
     query_pointer, weight_pointer, rstd_pointer, cos_pointer, sin_pointer, summary_pointer, total_pointer,
-    out_pointer, stride, num_tokens, num_heads, head_dim, eps, TOKENS: tl.constexpr, HEAD: tl.constexpr,
+    out_pointer, stride, num_tokens, num_heads, head_dim, tokens_per_program, eps,
+    TOKENS: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
-    """R q' times the summary, over q' times the total."""
+    """The summary times R q', over q' times the total."""
     slot = tl.program_id(1).to(tl.int64)
     clip, head = slot // num_heads, slot % num_heads
-    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    is_token = token < num_tokens
-    row = clip * num_tokens + token
-    _, positive, turned, _, _ = _features(
-        query_pointer, weight_pointer, rstd_pointer, cos_pointer, sin_pointer, row, token, is_token, stride,
-        head, head_dim, TOKENS, HEAD,
-    )  # fmt: skip
     column = tl.arange(0, HEAD)
     total = tl.load(total_pointer + slot * HEAD + column)
-    summary = _square(summary_pointer, slot, HEAD)
-    mixed = dot(turned.to(summary.dtype), summary)
-    mixed /= (tl.sum(positive * total[None, :], axis=1) + eps)[:, None]
-    inside = is_token[:, None] & (column < head_dim)[None, :]
-    place = out_pointer + row[:, None] * (num_heads * head_dim) + head * head_dim + column[None, :]
-    tl.store(place, mixed.to(out_pointer.dtype.element_ty), mask=inside)
+    summary = tl.trans(_square(summary_pointer, slot, HEAD))
+    start = tl.program_id(0) * tokens_per_program
+    end = tl.minimum(start + tokens_per_program, num_tokens)
+    for first in range(start, end, TOKENS):
+        token = first + tl.arange(0, TOKENS)
+        is_token = token < end
+        row = clip * num_tokens + token
+        positive, turned, _, _, _ = _features(
+            query_pointer, weight_pointer, rstd_pointer, cos_pointer, sin_pointer, row, token, is_token,
+            stride, head, head_dim, TOKENS, HEAD,
+        )  # fmt: skip
+        mixed = dot(turned.to(summary.dtype), summary)
+        mixed /= (tl.sum(positive * total[None, :], axis=1) + eps)[:, None]
+        inside = is_token[:, None] & (column < head_dim)[None, :]
+        place = out_pointer + row[:, None] * (num_heads * head_dim) + head * head_dim + column[None, :]
+        tl.store(place, mixed.to(out_pointer.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _store_gradient(
-    grad, x, weight_pointer, grad_pointer, along_pointer, row, is_token, stride, head, head_dim, num_rows,
+    grad, positive, rstd, grad_pointer, along_pointer, row, is_token, stride, head, head_dim, num_rows,
     HEAD: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of a normalised row, and its head's share of what the norm's backward pass sums."""
+    """The gradient of a normalised row, and its head's share of what the norm's backward pass sums.
+
+    That is of gradient times weight times x, where x times its norm's factor and weight is ``positive``.
+    """
     column = tl.arange(0, HEAD)
-    weight = tl.load(weight_pointer + head * head_dim + column, mask=column < head_dim, other=0.0)
-    grad = grad.to(grad_pointer.dtype.element_ty)
+    grad = tl.where(positive > 0.0, grad, 0.0).to(grad_pointer.dtype.element_ty)
     inside = is_token[:, None] & (column < head_dim)[None, :]
     tl.store(grad_pointer + row[:, None] * stride + head * head_dim + column[None, :], grad, mask=inside)
-    along = tl.sum(grad.to(tl.float32) * weight.to(tl.float32)[None, :] * x, axis=1)
+    along = tl.sum(grad.to(tl.float32) * positive, axis=1) / rstd
     tl.store(along_pointer + head * num_rows + row, along, mask=is_token)
 
 
 @triton.jit
 def _linear_mix_backward(
     grad_pointer, query_pointer, weight_pointer, rstd_pointer, cos_pointer, sin_pointer,
-    summary_pointer, total_pointer, dquery_pointer, along_pointer, scale_pointer, dtotal_pointer,
-    stride, num_tokens, num_heads, head_dim, num_rows, eps, TOKENS: tl.constexpr, HEAD: tl.constexpr,
-):  # fmt: skip
-    """Gradients of normalised queries, each row's reciprocal denominator, and its part of dtotal."""
-    slot = tl.program_id(1).to(tl.int64)
-    clip, head = slot // num_heads, slot % num_heads
-    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    is_token = token < num_tokens
-    row = clip * num_tokens + token
-    x, positive, turned, cos, sin = _features(
-        query_pointer, weight_pointer, rstd_pointer, cos_pointer, sin_pointer, row, token, is_token, stride,
-        head, head_dim, TOKENS, HEAD,
-    )  # fmt: skip
-    column = tl.arange(0, HEAD)
-    total = tl.load(total_pointer + slot * HEAD + column)
-    summary = _square(summary_pointer, slot, HEAD)
-    inside = is_token[:, None] & (column < head_dim)[None, :]
-    place = grad_pointer + row[:, None] * (num_heads * head_dim) + head * head_dim + column[None, :]
-    grad = tl.load(place, mask=inside, other=0.0).to(tl.float32)
-    scale = 1.0 / (tl.sum(positive * total[None, :], axis=1) + eps)
-    mixed = dot(turned.to(summary.dtype), summary)
-    dscale = -tl.sum(grad * mixed, axis=1) * scale * scale
-    tl.store(scale_pointer + head * num_rows + row, scale, mask=is_token)
-    tl.store(dtotal_pointer + head * num_rows + row, dscale, mask=is_token)
-    dmixed = (grad * scale[:, None]).to(summary.dtype)
-    dturned = dot(dmixed, tl.trans(summary))
-    dpositive = _turn(dturned, cos, -sin, TOKENS, HEAD) + dscale[:, None] * total[None, :]
-    _store_gradient(
-        tl.where(positive > 0.0, dpositive, 0.0), x, weight_pointer, dquery_pointer, along_pointer, row,
-        is_token, stride, head, head_dim, num_rows, HEAD,
-    )  # fmt: skip
-
-
-@triton.jit
-def _linear_sum_backward(
-    grad_pointer, query_pointer, weight_pointer, rstd_pointer, cos_pointer, sin_pointer,
-    scale_pointer, dtotal_pointer, dsummary_pointer, dtotals_pointer,
-    stride, num_tokens, num_heads, head_dim, num_rows, tokens_per_program,
+    summary_pointer, total_pointer, dquery_pointer, along_pointer, dsummary_pointer, dtotal_pointer,
+    stride, num_tokens, num_heads, head_dim, num_rows, tokens_per_program, eps,
     TOKENS: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums over tokens of the gradients of summary and total."""
+    """Gradients of normalised queries, and partial sums over tokens of those of summary and total.
+
+    With s = 1 / (q' total) and g = s R^T (summary^T grad): dq' = g - s (q' g) total, for a rotation changes
+    no inner product; so the result itself is not needed.
+    """
     part, slot = tl.program_id(0), tl.program_id(1).to(tl.int64)
     clip, head = slot // num_heads, slot % num_heads
     column = tl.arange(0, HEAD)
+    total = tl.load(total_pointer + slot * HEAD + column)
+    summary = _square(summary_pointer, slot, HEAD)
     dsummary = tl.zeros([HEAD, HEAD], tl.float32)
     dtotal = tl.zeros([HEAD], tl.float32)
     start = part * tokens_per_program
@@ -196,53 +173,59 @@ def _linear_sum_backward(
         token = first + tl.arange(0, TOKENS)
         is_token = token < end
         row = clip * num_tokens + token
-        _, positive, turned, _, _ = _features(
+        positive, turned, cos, sin, rstd = _features(
             query_pointer, weight_pointer, rstd_pointer, cos_pointer, sin_pointer, row, token, is_token,
             stride, head, head_dim, TOKENS, HEAD,
         )  # fmt: skip
         inside = is_token[:, None] & (column < head_dim)[None, :]
         place = grad_pointer + row[:, None] * (num_heads * head_dim) + head * head_dim + column[None, :]
         grad = tl.load(place, mask=inside, other=0.0)
-        scale = tl.load(scale_pointer + head * num_rows + row, mask=is_token, other=0.0)
-        dscale = tl.load(dtotal_pointer + head * num_rows + row, mask=is_token, other=0.0)
-        dmixed = (grad.to(tl.float32) * scale[:, None]).to(grad.dtype)
-        dsummary += dot(tl.trans(turned.to(grad.dtype)), dmixed)
+        scale = 1.0 / (tl.sum(positive * total[None, :], axis=1) + eps)
+        dsummary += dot(tl.trans(grad), (turned * scale[:, None]).to(grad.dtype))
+        dturned = dot(grad, summary) * scale[:, None]
+        dpositive = _turn(dturned, cos, -sin, TOKENS, HEAD)
+        dscale = -tl.sum(positive * dpositive, axis=1) * scale
         dtotal += tl.sum(positive * dscale[:, None], axis=0)
-    _store_partial(
-        dsummary_pointer, dtotals_pointer, dsummary, dtotal, part * tl.num_programs(1) + slot, HEAD
-    )
+        _store_gradient(
+            dpositive + dscale[:, None] * total[None, :], positive, rstd, dquery_pointer, along_pointer, row,
+            is_token, stride, head, head_dim, num_rows, HEAD,
+        )  # fmt: skip
+    _store_partial(dsummary_pointer, dtotal_pointer, dsummary, dtotal, part * tl.num_programs(1) + slot, HEAD)
 
 
 @triton.jit
 def _linear_summarise_backward(
     key_pointer, value_pointer, weight_pointer, rstd_pointer, cos_pointer, sin_pointer,
     dsummary_pointer, dtotal_pointer, dkey_pointer, dvalue_pointer, along_pointer,
-    stride, num_tokens, num_heads, head_dim, num_rows, TOKENS: tl.constexpr, HEAD: tl.constexpr,
+    stride, num_tokens, num_heads, head_dim, num_rows, tokens_per_program,
+    TOKENS: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
     """Gradients of normalised keys and of values."""
     slot = tl.program_id(1).to(tl.int64)
     clip, head = slot // num_heads, slot % num_heads
-    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    is_token = token < num_tokens
-    row = clip * num_tokens + token
-    x, positive, turned, cos, sin = _features(
-        key_pointer, weight_pointer, rstd_pointer, cos_pointer, sin_pointer, row, token, is_token, stride,
-        head, head_dim, TOKENS, HEAD,
-    )  # fmt: skip
     column = tl.arange(0, HEAD)
-    inside = is_token[:, None] & (column < head_dim)[None, :]
-    place = row[:, None] * stride + head * head_dim + column[None, :]
-    value = tl.load(value_pointer + place, mask=inside, other=0.0)
-    dsummary = _square(dsummary_pointer, slot, HEAD)
-    dvalue = dot(turned.to(dsummary.dtype), dsummary)
-    tl.store(dvalue_pointer + place, dvalue.to(dvalue_pointer.dtype.element_ty), mask=inside)
-    dturned = dot(value, tl.trans(dsummary))
     dtotal = tl.load(dtotal_pointer + slot * HEAD + column)
-    dpositive = _turn(dturned, cos, -sin, TOKENS, HEAD) + dtotal[None, :]
-    _store_gradient(
-        tl.where(positive > 0.0, dpositive, 0.0), x, weight_pointer, dkey_pointer, along_pointer, row,
-        is_token, stride, head, head_dim, num_rows, HEAD,
-    )  # fmt: skip
+    dsummary = _square(dsummary_pointer, slot, HEAD)
+    start = tl.program_id(0) * tokens_per_program
+    end = tl.minimum(start + tokens_per_program, num_tokens)
+    for first in range(start, end, TOKENS):
+        token = first + tl.arange(0, TOKENS)
+        is_token = token < end
+        row = clip * num_tokens + token
+        positive, turned, cos, sin, rstd = _features(
+            key_pointer, weight_pointer, rstd_pointer, cos_pointer, sin_pointer, row, token, is_token, stride,
+            head, head_dim, TOKENS, HEAD,
+        )  # fmt: skip
+        inside = is_token[:, None] & (column < head_dim)[None, :]
+        place = row[:, None] * stride + head * head_dim + column[None, :]
+        value = tl.load(value_pointer + place, mask=inside, other=0.0)
+        dvalue = dot(turned.to(dsummary.dtype), tl.trans(dsummary))
+        tl.store(dvalue_pointer + place, dvalue.to(dvalue_pointer.dtype.element_ty), mask=inside)
+        dpositive = _turn(dot(value, dsummary), cos, -sin, TOKENS, HEAD) + dtotal[None, :]
+        _store_gradient(
+            dpositive, positive, rstd, dkey_pointer, along_pointer, row, is_token, stride, head, head_dim,
+            num_rows, HEAD,
+        )  # fmt: skip
 
 
 def _padded(head_dim: int) -> int:
@@ -276,7 +259,8 @@ def linear_attention_forward(
 
     Returns:
         (B, N, D) in the dtype of ``qkv``, and for the backward pass: (2, R) float32 reciprocal RMS of
-        queries and keys; with E padded, (B A, E, E) summary in the dtype of ``qkv``, (B A, E) float32 total.
+        queries and keys; with E padded, (B A, E, E) summary, values by keys, in the dtype of ``qkv``,
+        (B A, E) float32 total.
     """
     batch, num_tokens, width = qkv.shape
     width //= 3
@@ -289,13 +273,13 @@ def linear_attention_forward(
     totals = qkv.new_empty((parts, slots, head), dtype=torch.float32)
     _linear_summarise[(parts, slots)](
         key, value, k_weight, rstd[1], cos, sin, partial, totals, 3 * width, num_tokens, num_heads, head_dim,
-        tokens, TOKENS=_TOKENS, HEAD=head, num_warps=8, num_stages=2,
+        tokens, TOKENS=_TOKENS, HEAD=head, num_warps=8, num_stages=_STAGES,
     )  # fmt: skip
     summary, total = partial.sum(0).to(qkv.dtype), totals.sum(0)
     out = qkv.new_empty((batch, num_tokens, width))
-    _linear_mix[(triton.cdiv(num_tokens, _TOKENS), slots)](
+    _linear_mix[(parts, slots)](
         query, q_weight, rstd[0], cos, sin, summary, total, out, 3 * width, num_tokens, num_heads, head_dim,
-        eps, TOKENS=_TOKENS, HEAD=head, num_warps=4, num_stages=2,
+        tokens, eps, TOKENS=_TOKENS, HEAD=head, num_warps=8, num_stages=_STAGES,
     )  # fmt: skip
     return out, rstd, summary, total
 
@@ -333,22 +317,15 @@ def linear_attention_backward(
     partial = grad.new_empty((parts, slots, head, head), dtype=torch.float32)
     totals = grad.new_empty((parts, slots, head), dtype=torch.float32)
     along = grad.new_empty((2, num_heads, rows), dtype=torch.float32)
-    each_row = torch.empty_like(along)
-    features = (grad, query, q_weight, rstd[0], cos, sin)
-    sizes = (3 * width, num_tokens, num_heads, head_dim, rows)
-    tiles = triton.cdiv(num_tokens, _TOKENS)
-    _linear_mix_backward[(tiles, slots)](
-        *features, summary, total, dquery, along[0], each_row[0], each_row[1], *sizes, eps,
-        TOKENS=_TOKENS, HEAD=head, num_warps=8,
-    )  # fmt: skip
-    _linear_sum_backward[(parts, slots)](
-        *features, each_row[0], each_row[1], partial, totals, *sizes, tokens,
-        TOKENS=_TOKENS, HEAD=head, num_warps=8, num_stages=2,
+    sizes = (3 * width, num_tokens, num_heads, head_dim, rows, tokens)
+    _linear_mix_backward[(parts, slots)](
+        grad, query, q_weight, rstd[0], cos, sin, summary, total, dquery, along[0], partial, totals, *sizes,
+        eps, TOKENS=_TOKENS, HEAD=head, num_warps=8, num_stages=_STAGES,
     )  # fmt: skip
     dsummary, dtotal = partial.sum(0).to(qkv.dtype), totals.sum(0)
-    _linear_summarise_backward[(tiles, slots)](
+    _linear_summarise_backward[(parts, slots)](
         key, value, k_weight, rstd[1], cos, sin, dsummary, dtotal, dkey, dvalue, along[1], *sizes,
-        TOKENS=_TOKENS, HEAD=head, num_warps=8,
+        TOKENS=_TOKENS, HEAD=head, num_warps=8, num_stages=_STAGES,
     )  # fmt: skip
     weights = torch.cat([q_weight, k_weight])
     dweights, _ = rms_backward(dqkv, flat, weights, rstd, along.sum(1), width)

@@ -21,20 +21,32 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_ROWS = 16  # of one program where sums over rows are taken
 _WARPS = 8
+# Where sums over rows are taken. Whole rows, two programs for each multiprocessor of an H100, one at a time:
+_PROGRAMS, _WIDE_WARPS = 264, 16
+_STAGES = tl.constexpr(3)  # of rows under way
+# Tiles, where no sum is over columns:
+_ROWS, _COLUMNS = 64, 64
+_STEP = tl.constexpr(16)  # rows
 
 
 @triton.jit  # whose arguments must not be annotated
 def _norm_forward(
-    x_pointer, shift_pointer, scale_pointer, out_pointer, normalised_pointer, rstd_pointer,
-    rows_per_group, shift_stride, scale_stride, width, eps, BLOCK: tl.constexpr,
+    x_pointer, update_pointer, bias_pointer, shift_pointer, scale_pointer, sum_pointer, out_pointer,
+    normalised_pointer, rstd_pointer, rows_per_group, shift_stride, scale_stride, width, eps,
+    HAS_UPDATE: tl.constexpr, IS_KEPT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     group = row // rows_per_group
     column = tl.arange(0, BLOCK)
     inside = column < width
     x = tl.load(x_pointer + row * width + column, mask=inside, other=0.0).to(tl.float32)
+    if HAS_UPDATE:
+        x += tl.load(update_pointer + row * width + column, mask=inside, other=0.0).to(tl.float32)
+        x += tl.load(bias_pointer + column, mask=inside, other=0.0).to(tl.float32)
+        x = x.to(sum_pointer.dtype.element_ty)
+        tl.store(sum_pointer + row * width + column, x, mask=inside)
+        x = x.to(tl.float32)
     centred = tl.where(inside, x - tl.sum(x) / width, 0.0)
     rstd = tl.rsqrt(tl.sum(centred * centred) / width + eps)
     normalised = centred * rstd
@@ -42,16 +54,18 @@ def _norm_forward(
     scale = tl.load(scale_pointer + group * scale_stride + column, mask=inside, other=0.0).to(tl.float32)
     out = normalised * (1.0 + scale) + shift
     tl.store(out_pointer + row * width + column, out.to(out_pointer.dtype.element_ty), mask=inside)
-    kept = normalised.to(normalised_pointer.dtype.element_ty)
-    tl.store(normalised_pointer + row * width + column, kept, mask=inside)
-    tl.store(rstd_pointer + row, rstd)
+    if IS_KEPT:
+        kept = normalised.to(normalised_pointer.dtype.element_ty)
+        tl.store(normalised_pointer + row * width + column, kept, mask=inside)
+        tl.store(rstd_pointer + row, rstd)
 
 
 @triton.jit
 def _norm_backward(
     grad_pointer, residual_pointer, normalised_pointer, rstd_pointer, shift_pointer, scale_pointer,
-    dx_pointer, out_pointer, dshift_pointer, dscale_pointer,
-    rows_per_group, shift_stride, scale_stride, width, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    dx_pointer, dupdate_pointer, out_pointer, dshift_pointer, dscale_pointer, dbias_pointer,
+    rows_per_group, rows_per_program, shift_stride, scale_stride, width,
+    HAS_UPDATE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     tile, group = tl.program_id(0), tl.program_id(1).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -62,8 +76,10 @@ def _norm_backward(
     )
     dshift = tl.zeros([BLOCK], tl.float32)
     dscale = tl.zeros([BLOCK], tl.float32)
-    first = tile * ROWS
-    for index in range(first, tl.minimum(first + ROWS, rows_per_group)):
+    dbias = tl.zeros([BLOCK], tl.float32)
+    first = tile * rows_per_program
+    end = tl.minimum(first + rows_per_program, rows_per_group)
+    for index in tl.range(first, end, num_stages=_STAGES):
         row = group * rows_per_group + index
         place = row * width + column
         grad = tl.load(grad_pointer + place, mask=inside, other=0.0).to(tl.float32)
@@ -78,16 +94,21 @@ def _norm_backward(
         tl.store(dx_pointer + place, dx.to(dx_pointer.dtype.element_ty), mask=inside)
         dshift += grad
         dscale += grad * normalised
+        if HAS_UPDATE:
+            tl.store(dupdate_pointer + place, dx.to(dupdate_pointer.dtype.element_ty), mask=inside)
+            dbias += dx
     place = (group * tl.num_programs(0) + tile) * width + column
     tl.store(dshift_pointer + place, dshift, mask=inside)
     tl.store(dscale_pointer + place, dscale, mask=inside)
+    if HAS_UPDATE:
+        tl.store(dbias_pointer + place, dbias, mask=inside)
 
 
 @triton.jit
 def _gate_forward(
     x_pointer, update_pointer, bias_pointer, gate_pointer, out_pointer, copy_pointer,
     rows_per_group, gate_stride, width,
-    HAS_BIAS: tl.constexpr, HAS_GATE: tl.constexpr, HAS_COPY: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_COPY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -97,10 +118,8 @@ def _gate_forward(
     update = tl.load(update_pointer + place, mask=inside, other=0.0).to(tl.float32)
     if HAS_BIAS:
         update += tl.load(bias_pointer + column, mask=inside, other=0.0).to(tl.float32)
-    if HAS_GATE:
-        gate = tl.load(gate_pointer + row // rows_per_group * gate_stride + column, mask=inside, other=0.0)
-        update *= gate.to(tl.float32)
-    x += update
+    gate = tl.load(gate_pointer + row // rows_per_group * gate_stride + column, mask=inside, other=0.0)
+    x += update * gate.to(tl.float32)
     tl.store(out_pointer + place, x.to(out_pointer.dtype.element_ty), mask=inside)
     if HAS_COPY:
         tl.store(copy_pointer + place, x.to(copy_pointer.dtype.element_ty), mask=inside)
@@ -110,109 +129,127 @@ def _gate_forward(
 def _gate_backward(
     grad_pointer, copy_grad_pointer, update_pointer, bias_pointer, gate_pointer,
     dx_pointer, dupdate_pointer, dgate_pointer, dbias_pointer, rows_per_group, gate_stride, width,
-    HAS_BIAS: tl.constexpr, HAS_GATE: tl.constexpr, HAS_COPY: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_COPY: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    tile, group = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    column = tl.arange(0, BLOCK)
-    inside = column < width
+    tile, group = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    known = column < width
     if HAS_BIAS:
-        bias = tl.load(bias_pointer + column, mask=inside, other=0.0).to(tl.float32)
-    if HAS_GATE:
-        gate = tl.load(gate_pointer + group * gate_stride + column, mask=inside, other=0.0).to(tl.float32)
-    dgate = tl.zeros([BLOCK], tl.float32)
-    dbias = tl.zeros([BLOCK], tl.float32)
-    first = tile * ROWS
-    for index in range(first, tl.minimum(first + ROWS, rows_per_group)):
-        place = (group * rows_per_group + index) * width + column
+        bias = tl.load(bias_pointer + column, mask=known, other=0.0).to(tl.float32)
+    gate = tl.load(gate_pointer + group * gate_stride + column, mask=known, other=0.0).to(tl.float32)
+    dgate = tl.zeros([_STEP, COLUMNS], tl.float32)
+    dbias = tl.zeros([_STEP, COLUMNS], tl.float32)
+    for first in tl.static_range(0, ROWS, _STEP):
+        index = tile * ROWS + first + tl.arange(0, _STEP)
+        inside = (index < rows_per_group)[:, None] & known[None, :]
+        place = (group * rows_per_group + index)[:, None] * width + column[None, :]
         grad = tl.load(grad_pointer + place, mask=inside, other=0.0).to(tl.float32)
         if HAS_COPY:
             grad += tl.load(copy_grad_pointer + place, mask=inside, other=0.0).to(tl.float32)
             tl.store(dx_pointer + place, grad.to(dx_pointer.dtype.element_ty), mask=inside)
-        dupdate = grad
-        if HAS_GATE:
-            update = tl.load(update_pointer + place, mask=inside, other=0.0).to(tl.float32)
-            if HAS_BIAS:
-                update += bias
-            dgate += grad * update
-            dupdate = grad * gate
+        update = tl.load(update_pointer + place, mask=inside, other=0.0).to(tl.float32)
+        if HAS_BIAS:
+            update += bias[None, :]
+        dgate += grad * update
+        dupdate = grad * gate[None, :]
         dbias += dupdate
         tl.store(dupdate_pointer + place, dupdate.to(dupdate_pointer.dtype.element_ty), mask=inside)
-    place = (group * tl.num_programs(0) + tile) * width + column
-    if HAS_GATE:
-        tl.store(dgate_pointer + place, dgate, mask=inside)
+    place = (group * tl.num_programs(1) + tile) * width + column
+    tl.store(dgate_pointer + place, tl.sum(dgate, axis=0), mask=known)
     if HAS_BIAS:
-        tl.store(dbias_pointer + place, dbias, mask=inside)
+        tl.store(dbias_pointer + place, tl.sum(dbias, axis=0), mask=known)
 
 
 @torch.library.custom_op("sana_train::norm_forward", mutates_args=())
 def norm_forward(
-    x: Tensor, shift: Tensor, scale: Tensor, eps: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Layer norm, times 1 + scale, plus shift.
+    x: Tensor, update: Tensor | None, bias: Tensor | None, shift: Tensor, scale: Tensor, eps: float,
+    dtype: torch.dtype, is_kept: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Layer norm, times 1 + scale, plus shift, of x or of x + update + bias.
 
     Args:
         x: (R, D) contiguous.
+        update: (R, D) contiguous, or None.
+        bias: (D,), given if an update is.
         shift: (G, D), rows contiguous; rows of ``x`` fall into G equal runs.
         scale: as ``shift``.
         eps: added to the variance.
         dtype: of the result.
+        is_kept: whether a backward pass needs the others.
 
     Returns:
-        (R, D) modulated; (R, D) normalised, both in ``dtype``; (R,) reciprocal deviations in float32.
+        (R, D) modulated; (R, D) normalised, both in ``dtype``; (R,) reciprocal deviations in float32; the
+        (R, D) sum in the dtype of x, empty without an update. The second is empty and the third undefined
+        unless they are kept.
     """
     rows, width = x.shape
-    out, normalised = x.new_empty(x.shape, dtype=dtype), x.new_empty(x.shape, dtype=dtype)
+    out = x.new_empty(x.shape, dtype=dtype)
+    normalised = x.new_empty(x.shape if is_kept else (0,), dtype=dtype)
     rstd = x.new_empty(rows, dtype=torch.float32)
+    total = x.new_empty(x.shape if update is not None else (0,))
     _norm_forward[(rows,)](
-        x, shift, scale, out, normalised, rstd, rows // shift.shape[0], shift.stride(0), scale.stride(0),
-        width, eps, BLOCK=triton.next_power_of_2(width), num_warps=_WARPS,
+        x, update, bias, shift, scale, total, out, normalised, rstd, rows // shift.shape[0], shift.stride(0),
+        scale.stride(0), width, eps, HAS_UPDATE=update is not None, IS_KEPT=is_kept,
+        BLOCK=triton.next_power_of_2(width), num_warps=_WARPS,
     )  # fmt: skip
-    return out, normalised, rstd
+    return out, normalised, rstd, total
 
 
 @norm_forward.register_fake
 def _(
-    x: Tensor, shift: Tensor, scale: Tensor, eps: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor, update: Tensor | None, bias: Tensor | None, shift: Tensor, scale: Tensor, eps: float,
+    dtype: torch.dtype, is_kept: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     out = x.new_empty(x.shape, dtype=dtype)
-    return out, torch.empty_like(out), x.new_empty(x.shape[0], dtype=torch.float32)
+    normalised = x.new_empty(x.shape if is_kept else (0,), dtype=dtype)
+    total = x.new_empty(x.shape if update is not None else (0,))
+    return out, normalised, x.new_empty(x.shape[0], dtype=torch.float32), total
 
 
 @torch.library.custom_op("sana_train::norm_backward", mutates_args=())
 def norm_backward(
-    grad: Tensor, residual: Tensor, normalised: Tensor, rstd: Tensor, shift: Tensor, scale: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad: Tensor, residual: Tensor, normalised: Tensor, rstd: Tensor, shift: Tensor, scale: Tensor,
+    has_update: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of ``norm_forward``; ``residual`` is the gradient that reaches x past the norm.
 
     Returns:
         (R, D) gradient of x in the dtype of ``residual``; (R, D) the modulated rows once more;
-        (G, D) float32 gradients of shift and of scale.
+        (G, D) float32 gradients of shift and of scale; (R, D) of the update in the dtype of ``grad`` and
+        (D,) float32 of its bias, empty if there was none.
     """
     (rows, width), groups = grad.shape, shift.shape[0]
     rows_per_group = rows // groups
-    tiles = triton.cdiv(rows_per_group, _ROWS)
+    rows_per_program = triton.cdiv(rows_per_group, max(1, min(rows_per_group, _PROGRAMS // groups)))
+    tiles = triton.cdiv(rows_per_group, rows_per_program)
     dx, out = torch.empty_like(residual), torch.empty_like(grad)
-    partial = grad.new_empty((2, groups, tiles, width), dtype=torch.float32)
+    dupdate = grad.new_empty(grad.shape if has_update else (0,))
+    partial = grad.new_empty((3 if has_update else 2, groups, tiles, width), dtype=torch.float32)
     _norm_backward[(tiles, groups)](
-        grad, residual, normalised, rstd, shift, scale, dx, out, partial[0], partial[1],
-        rows_per_group, shift.stride(0), scale.stride(0), width,
-        ROWS=_ROWS, BLOCK=triton.next_power_of_2(width), num_warps=_WARPS,
+        grad, residual, normalised, rstd, shift, scale, dx, dupdate, out, partial[0], partial[1],
+        partial[-1], rows_per_group, rows_per_program, shift.stride(0), scale.stride(0), width,
+        HAS_UPDATE=has_update, BLOCK=triton.next_power_of_2(width), num_warps=_WIDE_WARPS,
     )  # fmt: skip
-    return dx, out, partial[0].sum(1), partial[1].sum(1)
+    sums = partial.sum(2)
+    dbias = sums[2].sum(0) if has_update else sums.new_empty(0)
+    return dx, out, sums[0].clone(), sums[1].clone(), dupdate, dbias
 
 
 @norm_backward.register_fake
 def _(
-    grad: Tensor, residual: Tensor, normalised: Tensor, rstd: Tensor, shift: Tensor, scale: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad: Tensor, residual: Tensor, normalised: Tensor, rstd: Tensor, shift: Tensor, scale: Tensor,
+    has_update: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     small = grad.new_empty(shift.shape, dtype=torch.float32)
-    return torch.empty_like(residual), torch.empty_like(grad), small, torch.empty_like(small)
+    dupdate = grad.new_empty(grad.shape if has_update else (0,))
+    dbias = grad.new_empty(grad.shape[1] if has_update else 0, dtype=torch.float32)
+    return torch.empty_like(residual), torch.empty_like(grad), small, torch.empty_like(small), dupdate, dbias
 
 
 @torch.library.custom_op("sana_train::gate_forward", mutates_args=())
 def gate_forward(
-    x: Tensor, update: Tensor, bias: Tensor | None, gate: Tensor | None, copy_dtype: torch.dtype | None
+    x: Tensor, update: Tensor, bias: Tensor | None, gate: Tensor, copy_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
     """x + gate * (update + bias).
 
@@ -220,7 +257,7 @@ def gate_forward(
         x: (R, D) contiguous.
         update: (R, D) contiguous.
         bias: (D,) or None.
-        gate: (G, D), rows contiguous, or None for 1.
+        gate: (G, D), rows contiguous.
         copy_dtype: of a second, rounded result; None for none.
 
     Returns:
@@ -229,10 +266,10 @@ def gate_forward(
     rows, width = x.shape
     out = torch.empty_like(x)
     copy = x.new_empty(x.shape if copy_dtype is not None else (0,), dtype=copy_dtype)
-    groups = 1 if gate is None else gate.shape[0]
+    groups = gate.shape[0]
     _gate_forward[(rows,)](
-        x, update, bias, gate, out, copy, rows // groups, 0 if gate is None else gate.stride(0), width,
-        HAS_BIAS=bias is not None, HAS_GATE=gate is not None, HAS_COPY=copy_dtype is not None,
+        x, update, bias, gate, out, copy, rows // groups, gate.stride(0), width,
+        HAS_BIAS=bias is not None, HAS_COPY=copy_dtype is not None,
         BLOCK=triton.next_power_of_2(width), num_warps=_WARPS,
     )  # fmt: skip
     return out, copy
@@ -240,14 +277,14 @@ def gate_forward(
 
 @gate_forward.register_fake
 def _(
-    x: Tensor, update: Tensor, bias: Tensor | None, gate: Tensor | None, copy_dtype: torch.dtype | None
+    x: Tensor, update: Tensor, bias: Tensor | None, gate: Tensor, copy_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty(x.shape if copy_dtype is not None else (0,), dtype=copy_dtype)
 
 
 @torch.library.custom_op("sana_train::gate_backward", mutates_args=())
 def gate_backward(
-    grad: Tensor, copy_grad: Tensor | None, update: Tensor | None, bias: Tensor | None, gate: Tensor | None,
+    grad: Tensor, copy_grad: Tensor | None, update: Tensor, bias: Tensor | None, gate: Tensor,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of ``gate_forward``.
@@ -255,39 +292,39 @@ def gate_backward(
     Args:
         grad: (R, D) of the first result.
         copy_grad: of the second, or None.
-        update: as it was, needed if there is a gate.
+        update: as it was.
         bias: as it was.
         gate: as it was.
         dtype: of the gradient of ``update``.
 
     Returns:
         (R, D) gradient of x (empty without ``copy_grad``: it is ``grad``); (R, D) of update in ``dtype``;
-        (G, D) float32 of gate, (D,) float32 of bias, empty where there is none.
+        (G, D) float32 of gate, (D,) float32 of bias, empty if there is none.
     """
     rows, width = grad.shape
-    groups = 1 if gate is None else gate.shape[0]
+    groups = gate.shape[0]
     rows_per_group = rows // groups
     tiles = triton.cdiv(rows_per_group, _ROWS)
     dx = torch.empty_like(grad) if copy_grad is not None else grad.new_empty(0)
     dupdate = grad.new_empty(grad.shape, dtype=dtype)
     shape = (groups, tiles, width)
-    dgate = grad.new_empty(shape if gate is not None else (0, 1, width), dtype=torch.float32)
+    dgate = grad.new_empty(shape, dtype=torch.float32)
     dbias = grad.new_empty(shape if bias is not None else (0, 1, width), dtype=torch.float32)
-    _gate_backward[(tiles, groups)](
+    _gate_backward[(triton.cdiv(width, _COLUMNS), tiles, groups)](
         grad, copy_grad, update, bias, gate, dx, dupdate, dgate, dbias, rows_per_group,
-        0 if gate is None else gate.stride(0), width,
-        HAS_BIAS=bias is not None, HAS_GATE=gate is not None, HAS_COPY=copy_grad is not None,
-        ROWS=_ROWS, BLOCK=triton.next_power_of_2(width), num_warps=_WARPS,
+        gate.stride(0), width,
+        HAS_BIAS=bias is not None, HAS_COPY=copy_grad is not None,
+        ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=4,
     )  # fmt: skip
     return dx, dupdate, dgate.sum(1), dbias.sum((0, 1)) if bias is not None else dbias.new_empty(0)
 
 
 @gate_backward.register_fake
 def _(
-    grad: Tensor, copy_grad: Tensor | None, update: Tensor | None, bias: Tensor | None, gate: Tensor | None,
+    grad: Tensor, copy_grad: Tensor | None, update: Tensor, bias: Tensor | None, gate: Tensor,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     dx = torch.empty_like(grad) if copy_grad is not None else grad.new_empty(0)
-    dgate = grad.new_empty(gate.shape if gate is not None else (0, grad.shape[1]), dtype=torch.float32)
+    dgate = grad.new_empty(gate.shape, dtype=torch.float32)
     dbias = grad.new_empty(bias.shape if bias is not None else (0,), dtype=torch.float32)
     return dx, grad.new_empty(grad.shape, dtype=dtype), dgate, dbias

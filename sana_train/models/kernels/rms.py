@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_ROWS, _COLUMNS = 64, 128  # of a program in the backward pass
+_ROWS, _COLUMNS = 64, 64  # of a program in the backward pass
 
 
 @triton.jit  # whose arguments must not be annotated

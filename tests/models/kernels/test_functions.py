@@ -14,6 +14,8 @@ from sana_train.models.layers.rope import Rotation, grid_positions, rotate, rota
 
 triton = pytest.importorskip("triton", reason="kernels need Triton: pip install triton")
 fused = pytest.importorskip("sana_train.models.kernels.functions")
+linear_attention = pytest.importorskip("sana_train.models.kernels.linear_attention")
+modulation = pytest.importorskip("sana_train.models.kernels.modulation")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Sigmoids of the convolution come from an instruction with 11 bits on a GPU; all else is float32.
@@ -53,7 +55,9 @@ def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("groups", [1, 3])
-def test_modulated_linear(groups: int) -> None:
+def test_modulated_linear(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modulation, "_PROGRAMS", 6)  # so that each has several rows, the last fewer
+
     def reference(x: Tensor, shift: Tensor, scale: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         return modulated(x, shift, scale) @ weight.t(), x
 
@@ -61,25 +65,44 @@ def test_modulated_linear(groups: int) -> None:
     check(lambda *x: fused.ModulatedLinear.apply(*x, torch.float32), reference, inputs)
 
 
-@pytest.mark.parametrize("groups", [None, 1, 3])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_residual_and_the_norm_behind_it(groups: int) -> None:
+    def reference(
+        x: Tensor, a: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, scale: Tensor, after: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        total = x + a @ weight.t() + bias
+        return modulated(total, shift, scale) @ after.t(), total
+
+    inputs = [normal(51, 20), normal(51, 20, seed=1), normal(20, 20), normal(20), normal(groups, 20, seed=1),
+        normal(groups, 20, seed=2), normal(13, 20)]  # fmt: skip
+    check(fused.LinearModulatedLinear.apply, reference, inputs)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("use_copy", [False, True])
-def test_gated_linear(groups: int | None, use_copy: bool) -> None:
-    def reference(x: Tensor, a: Tensor, weight: Tensor, bias: Tensor, *gate: Tensor) -> Any:
+def test_gated_linear(groups: int, use_copy: bool) -> None:
+    def reference(x: Tensor, a: Tensor, weight: Tensor, bias: Tensor, gate: Tensor) -> Any:
         update = a @ weight.t() + bias
-        if gate:
-            update = (update.unflatten(0, (gate[0].shape[0], -1)) * gate[0][:, None]).flatten(0, 1)
+        update = (update.unflatten(0, (groups, -1)) * gate[:, None]).flatten(0, 1)
         return (x + update, x + update) if use_copy else x + update
 
     def function(*given: Tensor) -> Any:
-        x, a, weight, bias, *gate = given
-        return fused.GatedLinear.apply(x, a, weight, bias, gate[0] if gate else None, use_copy)
+        return fused.GatedLinear.apply(*given, use_copy)
 
-    inputs = [normal(51, 20), normal(51, 20, seed=1), normal(20, 20), normal(20)]
-    check(function, reference, inputs if groups is None else [*inputs, normal(groups, 20)])
+    # More rows and columns than a tile has, and no multiple of either.
+    inputs = [normal(201, 70), normal(201, 70, seed=1), normal(70, 70), normal(70), normal(groups, 70)]
+    check(function, reference, inputs)
 
 
-@pytest.mark.parametrize(("batch", "grid"), [(1, (1, 1, 3)), (2, (3, 5, 5))])
-def test_linear_attention(batch: int, grid: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize(
+    ("batch", "grid", "programs"), [(1, (1, 1, 3), 264), (2, (3, 5, 5), 264), (1, (5, 7, 6), 6)]
+)
+def test_linear_attention(
+    batch: int, grid: tuple[int, int, int], programs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        linear_attention, "_PROGRAMS", programs
+    )  # few: each has several tiles, the last fewer
     rope = rotation(grid_positions(grid, DEVICE), HEAD_DIM, torch.float32)
 
     def reference(qkv: Tensor, q_weight: Tensor, k_weight: Tensor) -> Tensor:

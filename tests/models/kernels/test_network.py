@@ -50,9 +50,11 @@ def test_fused_is_the_reference_in_float32(make_dit) -> None:
     exact = run(model, "reference", t)
     fused = run(model, "fused", t)
     assert_near(fused, exact)
-    again = run(model, "fused", t, recompute="full")
-    assert torch.equal(again[0], fused[0])
-    assert all(torch.equal(again[1][name], gradient) for name, gradient in fused[1].items())
+    for policy in ("full", "selective"):
+        again = run(model, "fused", t, recompute=policy)
+        assert torch.equal(again[0], fused[0])
+        assert again[1].keys() == fused[1].keys()
+        assert all(torch.equal(again[1][name], gradient) for name, gradient in fused[1].items())
 
 
 @needs_triton
@@ -142,3 +144,27 @@ def test_a_plan_counts_what_fused_kernels_keep(make_dit, monkeypatch: pytest.Mon
             use_autocast=True,
         ).activations
     assert found["fused"] < 0.6 * found["reference"]
+
+
+@needs_triton
+@interpreted
+def test_a_sampler_rounds_weights_once_until_they_change(make_dit, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sana_train.models.kernels import weights
+
+    model = make_dit(depth=1, kernels="fused")
+    latents, context, t = torch.randn(1, 4, *GRID), torch.randn(1, 7, 10), torch.tensor([0.5])
+
+    def sampled() -> Tensor:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            return model(latents, t, model.prepare(context, torch.ones(1, 7, dtype=torch.bool)))
+
+    first, weight = sampled(), model.blocks[0].ffn.project.weight
+    kept = weights.rounded(weight, torch.bfloat16)
+    assert torch.equal(sampled(), first)
+    assert weights.rounded(weight, torch.bfloat16) is kept
+    with torch.no_grad():
+        weight.mul_(2)
+    assert not torch.equal(sampled(), first)
+    assert torch.equal(weights.rounded(weight, torch.bfloat16), weight.bfloat16())
+    run(model, "fused", t)  # with gradients nothing is kept beside the weights
+    assert len(weights._kept) == 0
