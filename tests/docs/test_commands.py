@@ -225,7 +225,7 @@ def test_documents_are_short(name: str) -> None:
 
 def test_the_readme_has_the_two_commands_each_with_its_set_up(documents) -> None:
     job, tests = [block.text for block in documents["README.md"] if block.language == "bash"]
-    for command, end in ((job, "train.py experiment=ltx_adapt"), (tests, "-m pytest -q")):
+    for command, end in ((job, "train.py experiment=ltx_adapt"), (tests, "-m pytest -q -n2 --dist=loadfile")):
         assert [words[0] for words in commands(command)] == ["python3", ".venv/bin/pip", ".venv/bin/python"]
         assert command.strip().endswith(end)
 
