@@ -4,6 +4,7 @@
 
 Sections run in that order and each result is written to OUT/kernels.json as it comes; none is begun after the
 time limit. `--size tiny` runs the same code in a minute, on a CPU too, where `fused` is the reference.
+It is one long file because scripts of a record are run alone and import no other script.
 """
 
 from __future__ import annotations

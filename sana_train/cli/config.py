@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, NewType
 
+from sana_train.evaluation.stages.names import Column
+
 # A mapping with ``_target_``; resolved (no interpolations) and checked against the signature.
 Node = NewType("Node", dict[str, Any])
 
@@ -128,20 +130,7 @@ class TwoStageConfig:
     """What both stages are judged by, in training and by evaluate.py."""
 
     data: Node  # held-out clips at twice the height and width that stage 1 makes
-    columns: list[
-        Literal[
-            "stage1",
-            "stage2",
-            "ceiling",
-            "clip_stage1",
-            "clip_stage2",
-            "noise",
-            "foreign",
-            "source",
-            "transcoded",
-            "single",
-        ]
-    ]  # evaluation/stages/columns.py says what each is
+    columns: list[Column]
     steps: list[int]  # of training
     num_clips: int
     num_shown: int

@@ -21,11 +21,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sana_train.evaluation.stages.names import Column
 from sana_train.evaluation.stages.transcoding import Source
 from sana_train.evaluation.video_stats import resized
 from sana_train.generation.stage_one import StageOne
@@ -35,18 +36,6 @@ from sana_train.text.prompt_cache import PromptEmbeddings
 from sana_train.types import Batch, VideoLatents, VideoShape
 from sana_train.utils.rng import SampleRng
 
-Column = Literal[
-    "stage1",
-    "stage2",
-    "ceiling",
-    "clip_stage1",
-    "clip_stage2",
-    "noise",
-    "foreign",
-    "source",
-    "transcoded",
-    "single",
-]
 PAIRED: tuple[Column, ...] = ("ceiling", "clip_stage1", "clip_stage2")  # show the held-out clip itself
 REFINED: tuple[Column, ...] = ("stage2", "clip_stage2", "noise", "foreign", "transcoded")
 FROM_STAGE_ONE: tuple[Column, ...] = ("stage1", "stage2", "noise", "foreign")

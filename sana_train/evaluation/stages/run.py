@@ -17,8 +17,9 @@ from torch import Tensor
 
 from sana_train.evaluation.convergence.levels import load_arrays, save_arrays
 from sana_train.evaluation.reconstruction import TexturedClips
-from sana_train.evaluation.stages.columns import Column, TwoStages
+from sana_train.evaluation.stages.columns import TwoStages
 from sana_train.evaluation.stages.judge import Judge
+from sana_train.evaluation.stages.names import Column
 from sana_train.evaluation.stages.pictures import film_of
 from sana_train.evaluation.stages.summary import Array
 from sana_train.protocols import ClipSource

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sana_train.autoencoders.base import VideoAutoencoder
-from sana_train.evaluation.stages.columns import Column, TwoStages
+from sana_train.evaluation.stages.columns import TwoStages
+from sana_train.evaluation.stages.names import Column
 from sana_train.evaluation.video_stats import resized
 from sana_train.flow.guidance import ClassifierFreeGuidance
 from sana_train.flow.samplers import Euler
