@@ -21,6 +21,7 @@ from sana_train.training.callbacks.progress import ProgressCallback
 from sana_train.training.callbacks.provenance import ProvenanceCallback
 from sana_train.training.interruption import StopAtStepEnd
 from sana_train.training.jsonl import JsonlLogger
+from sana_train.training.optimiser import missing_library
 from sana_train.training.sharding import Sharding
 from sana_train.training.shell import TrainingShell
 from sana_train.training.trainer import build_trainer, is_global_zero
@@ -99,6 +100,8 @@ class Fit:
         minutes = cfg.trainer.max_minutes
         self.stop = StopAtStepEnd(console.print, None if minutes is None else STARTED_S + 60 * minutes)
         training = cfg.training
+        if (missing := missing_library(training.optimiser)) is not None:
+            raise ValueError(missing)  # here, as a start that fails leaves its run id free
         resume_from = ckpt.latest_resumable(run_dir)
         if resume_from is not None and is_global_zero():
             ckpt.require_whole(resume_from)

@@ -22,7 +22,7 @@ def missing_bitsandbytes() -> str | None:
         return None
     return (
         "training.optimiser=adamw_8bit needs bitsandbytes, which is not installed: "
-        "pip install 'sana-train[eight_bit]', or take training.optimiser=adamw"
+        "pip install -c constraints.txt -e '.[eight_bit]', or take training.optimiser=adamw"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
@@ -69,6 +70,18 @@ def test_only_a_dit_is_sharded(place: Any) -> None:
         place.train(
             "run_id=vae", "trainer=fsdp2", "task=reconstruction", "task.compile_mode=none", "~adaptation"
         )
+
+
+def test_an_optimiser_without_its_library_leaves_the_run_id_free(
+    place: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "bitsandbytes" else real(name, *more)
+    )
+    with pytest.raises(SystemExit, match="needs bitsandbytes"):
+        place.train("run_id=small", "training.optimiser=adamw_8bit", "training.max_steps=1")
+    assert not (place.root / "runs" / "small" / "identity.json").exists()
 
 
 def config_of(trainer: str) -> RunConfig:
