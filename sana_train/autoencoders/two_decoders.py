@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sana_train.autoencoders.base import missing_weights
 from sana_train.autoencoders.ltx2 import LTX2VideoAutoencoder
+from sana_train.utils.torch_files import read_safetensors
 
 FILE_NAME = "model.safetensors"
 _PREFIX = "large."
@@ -78,7 +78,7 @@ class LTX2TwoDecoders(LTX2VideoAutoencoder):
             remedy = "train it with experiment=tiny/stage2/ltx2_large, or set autoencoder.large_weights=null"
             raise missing_weights("the decoder of large clips", file, remedy)
         try:
-            self.large.load_state_dict(load_file(file))
+            self.large.load_state_dict(read_safetensors(file))
         except RuntimeError as error:
             raise ValueError(
                 f"{file} does not fit the decoder that the config builds; train it again: {error}"

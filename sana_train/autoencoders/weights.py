@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sana_train.autoencoders.base import VideoAutoencoder, class_path, missing_weights
 from sana_train.utils.files import publish_directory, write_json
-from sana_train.utils.torch_files import map_torch_file
+from sana_train.utils.torch_files import map_torch_file, read_safetensors
 
 STATISTICS = ("latents_mean", "latents_std")
 
@@ -77,7 +77,7 @@ def load_weights(model: VideoAutoencoder, path: str | Path) -> None:
     for key, ours in expected.items():
         if spec.get(key) != ours:
             raise ValueError(f"{path} holds weights with {key} {spec.get(key)}, but the config builds {ours}")
-    load_strict(model, load_file(file), path)
+    load_strict(model, read_safetensors(file), path)
     if model.fingerprint() != spec.get("fingerprint"):
         raise ValueError(
             f"{file} has fingerprint {model.fingerprint()}, but spec.json beside it says "
@@ -98,7 +98,7 @@ def read_space(directory: Path) -> dict[str, Any]:
     if not (file.is_file() and (directory / "spec.json").is_file()):
         raise missing_weights("an autoencoder", file, "a folder holds model.safetensors and spec.json")
     spec = json.loads((directory / "spec.json").read_text())
-    named = {name.rpartition(".")[2]: value for name, value in load_file(file).items()}
+    named = {name.rpartition(".")[2]: value for name, value in read_safetensors(file).items()}
     mean, std = (named[name].tolist() for name in STATISTICS)
     return {key: spec[key] for key in ("autoencoder", "fingerprint", "latent_spec")} | {
         "mean": mean,

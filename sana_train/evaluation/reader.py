@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sana_train.data.world.sampling import sample_scenes
 from sana_train.data.world.scene import WorldSpec
 from sana_train.evaluation.reader_net import ATTRIBUTES, KEYED, NUM_FRAMES, ReaderNet
+from sana_train.utils.torch_files import read_safetensors
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "semantic": ("shape", "motion", "relation", "count"),
@@ -143,4 +143,4 @@ def _load(folder: Path) -> dict[str, Tensor]:
             f"no reader weights at {file.absolute()}; they ship with the project, and "
             "`experiment=tiny/reader` trains them"
         )
-    return {name: value.float() for name, value in load_file(file).items()}
+    return {name: value.float() for name, value in read_safetensors(file).items()}

@@ -7,11 +7,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from sana_train.utils.torch_files import damaged, map_torch_file
+from sana_train.utils.torch_files import map_torch_file, read_safetensors
 
 
 def map_tensors(file: Path) -> dict[str, Tensor]:
@@ -21,7 +19,7 @@ def map_tensors(file: Path) -> dict[str, Tensor]:
         ValueError: another kind of file, a damaged one, or one that holds more than tensors.
     """
     if file.suffix == ".safetensors":
-        return _map_safetensors(file)
+        return read_safetensors(file)
     if file.suffix in (".pth", ".pt"):
         return _tensors_of(map_torch_file(file), file)
     raise ValueError(f"{file} is neither .safetensors nor .pth; convert it first")
@@ -83,13 +81,6 @@ def shards(index: Path) -> list[Path]:
             "fetch the folder again"
         )
     return files
-
-
-def _map_safetensors(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise damaged(file, error) from error
 
 
 def _tensors_of(content: Any, file: Path) -> dict[str, Tensor]:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from sana_train.utils.torch_files import read_safetensors
 
 # Lightricks' name of a layer -> diffusers' name, of whole dotted parts.
 _RENAMED = {
@@ -47,7 +48,7 @@ def fuse_lora_(model: nn.Module, file: Path, strength: float = 1.0) -> int:
             f"no LoRA at {file.absolute()}; fetch ltx-2-19b-distilled-lora-384.safetensors of the repository "
             "Lightricks/LTX-2, or give merged weights and lora=null"
         )
-    adapters = _adapters(load_file(file), file)
+    adapters = _adapters(read_safetensors(file), file)
     layers = dict(model.named_modules())
     for name, adapter in adapters.items():
         _check(name, adapter, layers.get(name), file)

@@ -11,8 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
+
+from sana_train.utils.torch_files import read_safetensors
 
 FILE_NAME = "transformer/diffusion_pytorch_model.safetensors"
 _BETWEEN = ("av_cross_attn", "cross_attn_rope")  # of attention between the streams
@@ -45,7 +46,7 @@ def load_video(transformer: Any, weights: str | Path) -> None:
         raise FileNotFoundError(
             f"no weights at {file.absolute()}; refiner.audio=none reads a folder that was trained so"
         )
-    state = {name: value for name, value in load_file(file).items() if not is_of_audio(name)}
+    state = {name: value for name, value in read_safetensors(file).items() if not is_of_audio(name)}
     try:
         transformer.load_state_dict(state, assign=True)
     except RuntimeError as error:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sana_train.utils.files import publish_file, write_json
+from sana_train.utils.torch_files import read_safetensors
 
 PROMPTS_NAME = "prompts.json"
 SPEC_NAME = "spec.json"
@@ -109,7 +110,7 @@ class PromptCache(Mapping[str, PromptEmbeddings]):
     def __getitem__(self, prompt: str) -> PromptEmbeddings:
         if prompt not in self._index:
             raise KeyError(f"the prompt {prompt!r} is not among the {len(self)} cached in {self.path}")
-        return PromptEmbeddings(**load_file(prompt_path(self.path, self._index[prompt])))
+        return PromptEmbeddings(**read_safetensors(prompt_path(self.path, self._index[prompt])))
 
     def batch(self, prompts: Sequence[str], remedy: str) -> PromptEmbeddings:
         """Of all ``prompts``, stacked.

@@ -1,4 +1,4 @@
-"""Files of ``torch.save``, mapped into memory, and what is wrong with one said in a sentence."""
+"""Files of ``torch.save`` and safetensors, mapped into memory; what is wrong with one is said clearly."""
 
 from __future__ import annotations
 
@@ -8,6 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """Tensors of a ``.safetensors`` file; numbers are read where they are used.
+
+    Raises:
+        ValueError: a damaged file.
+    """
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise damaged(file, error) from error
 
 
 def map_torch_file(file: Path) -> Any:

@@ -10,7 +10,7 @@ import torch
 
 from sana_train.autoencoders.two_decoders import LTX2TwoDecoders
 from sana_train.cli.instantiate import instantiate
-from sana_train.cli.load import compose_config, load
+from sana_train.cli.load import REPOSITORY, compose_config, load
 from sana_train.data.world.clips import WorldClips
 from sana_train.training.tasks.large_decoder import LargeDecoderTask
 from sana_train.utils.rng import SampleRng
@@ -62,4 +62,8 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="from 96 px on"):
         task.step(batch, SampleRng(0, batch.ordinals))
     with pytest.raises(FileNotFoundError, match="tiny/stage2/ltx2_large"):
+        autoencoder(large_weights=str(tmp_path))
+    whole = (REPOSITORY / "data" / "tiny" / "ltx2_large" / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[:-1000])
+    with pytest.raises(ValueError, match="is damaged or incomplete"):
         autoencoder(large_weights=str(tmp_path))
