@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 from safetensors import safe_open
+
+from sana_train.cli.load import compose_config
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "data" / "tiny"
@@ -70,6 +73,18 @@ def test_records_say_how_their_part_was_made() -> None:
         assert made["environment"]["device"]
         assert made["environment"]["commit"] != "unknown"
         assert made["heldout"]
+
+
+@pytest.mark.parametrize("part", OF_STAGE_TWO)
+def test_a_preset_of_stage_two_is_what_made_its_part(part: str) -> None:
+    """Or what the preset's head expects would be of another run."""
+    made = record(part)["config"]
+    config = OmegaConf.to_container(compose_config([f"experiment=tiny/stage2/{part}"]), resolve=False)
+    assert isinstance(config, dict)
+    for section in ("training", "task"):
+        present = {f"{section}.{name}": value for name, value in config[section].items()}
+        assert {name: value for name, value in made.items() if name.startswith(f"{section}.")} == present
+    assert made["data.train.num_clips"] == config["data"]["train"]["num_clips"]
 
 
 @pytest.mark.parametrize("part", MAX_PARAMETERS)
