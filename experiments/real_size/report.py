@@ -118,7 +118,8 @@ def precompute(part: Part) -> list[str]:
         f"the median is {part['ratio']:.1%} of the bare encoder's throughput."
     )
     head = ["bare encoder s", "pipeline from host memory s", "kept"]
-    return ["## Precompute, LTX-2", "", text, "", *table(head, rows)]
+    captions = "Gemma-2-2b" if part.get("captions") == "gemma2" else "hashed"
+    return [f"## Precompute, LTX-2, {captions} captions", "", text, "", *table(head, rows)]
 
 
 def ways(name: str, part: Part) -> list[str]:
@@ -170,8 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lines += steps(timed)
     if "train_step" in parts:
         lines += loop(parts["train_step"])
-    if "precompute" in parts:
-        lines += precompute(parts["precompute"])
+    for name in ("precompute", "precompute_gemma2"):
+        lines += precompute(parts[name]) if name in parts else []
     for name, part in parts.items():
         if "autoencoder" in part:
             lines += ways(name, part)

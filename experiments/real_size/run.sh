@@ -67,6 +67,7 @@ first_lane() {
 second_lane() {
   vae_table
   part precompute 180 "$here/precompute.py" "$out/parts" "$scratch" --size "$size"
+  part precompute_gemma2 180 "$here/precompute.py" "$out/parts" "$scratch" --captions gemma2 --size "$size"
   ways ltx2 120 5 ltx2 stock channels_last fused_norms
   [[ $size == 2b ]] || return
   ways ltx2_compiled 300 3 ltx2 stock compiled compiled_channels_last
