@@ -36,6 +36,7 @@ class Monitor:
     def __init__(self, rank: int, folder: Path, stall_s: float) -> None:
         self.rank, self.folder, self.stall_s = rank, folder, stall_s
         self.process = os.getppid()
+        self.has_begun = self.is_signalled = False
         self.stacks = stacks_of(folder, rank)
 
     def watch(self) -> None:
@@ -50,7 +51,10 @@ class Monitor:
                 self._kill_after(GRACE_S)
                 return
             if heard:
-                last = time.monotonic()
+                self.has_begun, last = True, time.monotonic()
+            if self._is_gone() and self.is_signalled and not self.has_begun:
+                take_back(self.stacks)
+                return  # as ranks die of a signal before their first step, and the others have it, too
             if self._is_gone():
                 why = "ended without a word: killed, or out of memory? Its stack went with it"
                 self._record(self._note(why), is_cause=True)
@@ -63,6 +67,9 @@ class Monitor:
             if time.monotonic() - last > self.stall_s:
                 self._record(self._end(f"ended after {self.stall_s:g} s without progress"), is_cause=False)
                 return
+
+    def be_signalled(self, *_: object) -> None:
+        self.is_signalled = True
 
     def _hear(self) -> bytes:
         if not select.select([0], [], [], POLL_S)[0]:
@@ -131,16 +138,28 @@ def stacks_of(folder: Path, rank: int) -> Path:
     return folder / f"rank_{rank:04d}.txt"
 
 
+def take_back(stacks: Path) -> None:
+    """Remove a file of stacks that says nothing, and the folders if it was their last."""
+    if not stacks.stat().st_size:
+        stacks.unlink()
+    for folder in (stacks.parent, stacks.parent.parent):
+        with contextlib.suppress(OSError):  # another rank's file is still there
+            folder.rmdir()
+
+
 def main() -> None:
     top = argparse.ArgumentParser(description=__doc__)
     top.add_argument("--rank", type=int, required=True)
     top.add_argument("--folder", type=Path, required=True)
     top.add_argument("--stall-s", type=float, required=True)
     given = top.parse_args()
+    monitor = Monitor(given.rank, given.folder, given.stall_s)
     # SLURM sends these to every process of a job's step; they are the rank's business, which may be saving.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    Monitor(given.rank, given.folder, given.stall_s).watch()
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, monitor.be_signalled)
+    monitor.watch()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +109,39 @@ def test_a_preempted_run_is_the_uninterrupted_one(
     assert trained(logged(found)) == trained(logged(expected))
     assert [line["step"] for line in logged(found) if "train/loss" in line] == list(range(1, 101))
     assert len((found / "metrics.csv").read_text().splitlines()) > 100
+    assert not list(ROOT.glob("hpc_ckpt*"))  # Lightning has not saved and requeued on its own account
     weights, reference = (load_file(run / "export" / "model.safetensors") for run in (found, expected))
     assert [name for name, value in reference.items() if not torch.equal(weights[name], value)] == []
+
+
+# What the second task of the first start runs: it listens, and never gets to where the first one waits.
+BUILDS = """
+import os, pathlib, runpy, sys, time
+from sana_train.cli import train
+def build(*_):
+    pathlib.Path(os.environ["up"]).touch()
+    time.sleep(99)
+train.Parts = build
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+def test_a_signal_that_finds_one_rank_in_set_up_does_not_lose_the_requeue(
+    cluster: VirtualCluster, place: Workplace, program: Callable[[str], dict[str, str]]
+) -> None:
+    """The other waits for it, inside a library."""
+    runs, up = place.root / "apart", place.root / "up"
+    is_held = '[[ $SLURM_PROCID -eq 1 && "${SLURM_RESTART_COUNT:-0}" -eq 0 ]]'
+    held = f"export up={up}; exec {sys.executable} -c '{BUILDS}' \"${{@:2}}\""
+    lines = f'if {is_held}; then {held}; fi; exec {sys.executable} "$@"'
+    words = place.overrides(["training.max_steps=2", *TOY, f"paths.runs={runs}"])
+    job = cluster.submit("--nodes=2", TRAIN, *words, **{**PYTHON, **program(lines)})
+    cluster.wait_until(lambda: up.exists() and any(runs.glob("*/identity.json")))
+    time.sleep(2)  # from claiming its id to waiting
+    cluster.run("scancel", "--signal=USR1", job)
+    facts = cluster.wait_for(job, "COMPLETED", "FAILED")
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), cluster.log(job)
+    assert [line["step"] for line in logged(only_run(runs)) if "train/loss" in line] == [1, 2]
 
 
 def test_a_rank_that_is_killed_ends_the_job_and_is_named(
