@@ -47,12 +47,15 @@ class Watchdog(StepCallback):
         rank = trainer.global_rank
         self._stacks = stall_monitor.stacks_of(folder, rank).open("a")  # as the monitor does
         faulthandler.register(signal.SIGQUIT, file=self._stacks, all_threads=True)
-        options = ["--rank", str(rank), "--folder", str(folder), "--stall-s", str(self.stall_s)]
+        options = ["--process", str(os.getpid()), "--rank", str(rank)]
+        options += ["--folder", str(folder), "--stall-s", str(self.stall_s)]
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, stall_monitor.OF_THE_RANK)
         self._monitor = subprocess.Popen(
             [sys.executable, "-I", "-S", stall_monitor.__file__, *options],
             stdin=subprocess.PIPE,
             start_new_session=True,  # signals to the rank's group are none of its business
         )
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         assert self._monitor.stdin is not None
         os.set_blocking(self._monitor.stdin.fileno(), False)
 
