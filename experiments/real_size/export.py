@@ -2,10 +2,10 @@
 
     python experiments/real_size/export.py OUT SCRATCH --checkpoint FILE [--size tiny]
 
-FILE is what ``dit.py write`` makes. It is loaded and adapted to 128 channels on the CPU, as training does, and
-published as a run's export is (bf16; mean and std of the latents are stand-ins). Then each command runs in a
-process of its own, whose memory is sampled from beside. Writes OUT/export.json, row by row. ``--size tiny``
-runs the same code in half a minute.
+FILE is what ``dit.py write`` makes. It is loaded and adapted to 128 channels on the CPU, as training does,
+and published as a run's export is (bf16; mean and std of the latents are stand-ins). Then each command runs
+in a process of its own, whose memory is sampled from beside. Writes OUT/export.json, row by row.
+``--size tiny`` runs the same code in half a minute.
 """
 
 from __future__ import annotations
