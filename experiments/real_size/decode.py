@@ -83,7 +83,7 @@ def write_clips(folder: Path, shape: VideoShape, noise: float) -> int:
 
 
 def measure(folder: Path, shape: VideoShape, num_threads: int) -> dict[str, Any]:
-    """All clips by ``num_threads``, some rounds; medians. Core seconds do not see who else uses the machine."""
+    """All clips by ``num_threads``, some rounds; medians. Core seconds do not see who else is busy here."""
     size = {"frames": shape.frames, "height_px": shape.height_px, "width_px": shape.width_px}
     chosen = [f"data.heldout.{name}={value}" for name, value in {"path": folder, **size}.items()]
     (split,) = read_splits(load(compose_config(["scale=2b", *chosen])), "heldout", (0, 1))
