@@ -251,9 +251,7 @@ def test_without_clips_their_rows_are_skipped_with_the_reason(
     spec = files / "dcae_v" / "spec.json"
     spec.write_text(spec.read_text().replace('"channels": 64', '"channels": 32'))
     found = rows([*dit(files), *source_autoencoder(files), *empty])
-    assert {found[name].state for name in SOURCE} == {
-        "red"
-    }  # a wrong file shows without clips
+    assert {found[name].state for name in SOURCE} == {"red"}  # a wrong file shows without clips
 
 
 def test_a_place_for_the_report_is_made_before_the_work(
