@@ -67,7 +67,7 @@ first_lane() {
   part train_step 240 "$here/train_step.py" "$out/parts" "$scratch" --size "$size"
   [[ $size == 2b ]] || return
   ways dcae_v 180 1 dcae_v channels_first channels_last
-  ways dcae_v_24gb 120 1 dcae_v channels_last --memory-gib 22.35 # 24 GB
+  ways dcae_v_24gb 120 1 dcae_v channels_last --memory-gib 21.8 # 24 GB, less a CUDA context of half a GiB
   dit step_compiled 180
   ways ltx2_2k 90 2 ltx2 channels_last fused_norms --clip 1408x2560x81
   ways ltx2_2k_stock 90 2 ltx2 stock --clip 1408x2560x81
