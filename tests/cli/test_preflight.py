@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 
 from sana_train.cli.load import REPOSITORY, compose_config, load
-from sana_train.cli.preflight import check_overrides, leave_out_parts, preflight, require_one_space
+from sana_train.cli.preflight import check_overrides, leave_out_parts, preflight
 from sana_train.cli.schema import ConfigError
 from sana_train.cli.wanted import wanted_weights
 
