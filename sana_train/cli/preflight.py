@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -70,7 +71,9 @@ def require_one_space(config: RunConfig) -> None:
     Raises:
         ConfigError: channels of a DiT and of its autoencoder differ.
     """
-    spaces = [("", config.model, config.autoencoder)]
+    spaces: list[tuple[str, Mapping[str, Any] | None, Mapping[str, Any] | None]] = [
+        ("", config.model, config.autoencoder)
+    ]
     if config.source is not None and config.model is not None:
         spaces.append(("source.", {**config.model, **config.source.model}, config.source.autoencoder))
     problems = []
