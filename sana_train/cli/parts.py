@@ -173,6 +173,16 @@ class Parts:
         module: nn.Module = instantiate(node)
         return module.to(self.device)  # type: ignore[return-value]
 
+    def require_source_samples(self) -> None:
+        """Notice files of the source's autoencoder that cannot be read, which only the samples at the end need.
+
+        Raises:
+            ValueError: they are of another class, or damaged.
+        """
+        convergence, source = self.cfg.convergence, self.cfg.source
+        if convergence is not None and convergence.num_strips and source is not None:
+            instantiate(source.autoencoder)
+
     @cached_property
     def autoencoders(self) -> list[Autoencoder]:
         """Both frozen spaces, for tasks that train on reconstructions."""

@@ -73,6 +73,8 @@ def run(
     torch.compiler.reset()  # a sweep runs many jobs in one process, and compiled code is kept by source line
     parts = Parts(config, device)
     task = parts.task()
+    if is_global_zero():  # which alone draws them
+        parts.require_source_samples()
     train, heldout = parts.clips_for(task)
     facts |= {**parts.provenance(), "clips": clips_record(parts.pixels[0], train)}
     if isinstance(train, BucketClips):

@@ -159,7 +159,8 @@ def _explain(config: RunConfig, missing: list[Wanted], models: Path) -> str:
     places = f"looked at each as a path, under {models} (paths.models) and in the hub's cache {hub_cache()}"
     lines = [f"scale={config.scale} needs weights which are not on this machine; {places}:"]
     lines += [f"  {wanted.key} = {wanted.value}" for wanted in missing]
-    if config.scale == "tiny":
+    shipped = Path(config.paths.weights)
+    if config.scale == "tiny" and all(Path(wanted.value).is_relative_to(shipped) for wanted in missing):
         lines.append(
             "The tiny weights ship with the repository; `git status` shows whether they were removed. "
             "`experiment=tiny/...` makes them anew."

@@ -26,10 +26,10 @@ def map_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def damage(file: Path) -> str:
-    """What shows that a weight file is not whole, found without reading its numbers; empty if nothing does.
+    """Why a weight file cannot be loaded, found without reading its numbers; empty if nothing shows.
 
     A safetensors file says in its header where the last tensor ends, and torch's archives end in a table
-    of what they hold. Other files are taken for whole.
+    of what they hold; those that hold more than tensors are refused. Other files are taken for whole.
     """
     size = file.stat().st_size
     reason = ""
@@ -38,6 +38,10 @@ def damage(file: Path) -> str:
             reason = _damage_of_safetensors(file, size)
         elif file.suffix in (".pth", ".pt"):
             reason = _damage_of_torch(file, size)
+            if not reason:
+                map_torch_file(file)
+    except ValueError as error:
+        return str(error)
     except OSError as error:
         return f"{file} cannot be read ({error.strerror}); ask its owner to let you, or give a copy"
     return f"{file} is damaged or incomplete at {size:,} bytes ({reason}); fetch it again" if reason else ""

@@ -189,6 +189,16 @@ def test_a_start_that_fails_leaves_its_run_id_free(workplace: Any) -> None:
     assert not (workplace.root / "runs" / "again" / "identity.json").exists()
 
 
+def test_a_source_autoencoder_that_cannot_be_read_ends_the_run_before_its_clips(workplace: Any) -> None:
+    """Its decoder is needed for the samples at the end alone, days later at 2B."""
+    other = workplace.config().autoencoder["weights"]
+    latents = workplace.root / "no_latents"
+    with pytest.raises(SystemExit, match=r"dcae_v|DCAE|ltx2"):
+        workplace.train("run_id=wrong_source", f"source.autoencoder.weights={other}", f"paths.data={latents}")
+    assert not latents.exists()
+    assert not (workplace.root / "runs" / "wrong_source" / "identity.json").exists()
+
+
 def test_a_missing_section_says_which_and_how(workplace: Any) -> None:
     parts = Parts(workplace.config("~text"), torch.device("cpu"))
     with pytest.raises(ValueError, match=r"needs the section `text`.*choose one with text=<option>"):

@@ -135,6 +135,15 @@ def test_what_cannot_be_read_is_said_before_anything_is_loaded(
     assert "Nothing was started" in str(end.value)
 
 
+def test_pickled_code_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    overrides = small_2b(tmp_path / "models", tmp_path / "clips")
+    (checkpoint,) = (tmp_path / "models").rglob("*.pth")
+    torch.save({"state_dict": {}, "args": Path("x")}, checkpoint)  # a Path is code to whoever reads it
+    with pytest.raises(SystemExit, match=r"holds pickled Python objects \(pathlib.*refused") as end:
+        preflight("train", overrides)
+    assert "Nothing was started" in str(end.value)
+
+
 def test_exits_without_a_trace(tmp_path: Path) -> None:
     command = [sys.executable, str(REPOSITORY / "train.py"), "training.lrr=1", f"paths.runs={tmp_path}/runs"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

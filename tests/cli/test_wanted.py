@@ -43,6 +43,15 @@ def test_of_several_revisions_in_the_hubs_cache_the_one_last_fetched_is_taken(
     assert find_weights("org/name/file.pth", tmp_path / "models") == new
 
 
+def test_a_name_of_the_users_own_is_looked_up_at_the_tiny_scale_too(tmp_path: Path) -> None:
+    config = load(compose_config(["source.checkpoint=org/dit/model.pth", f"paths.models={tmp_path}"]))
+    with pytest.raises(MissingWeightsError) as error:
+        require_weights(config)
+    assert "source.checkpoint = org/dit/model.pth" in str(error.value)
+    assert "source.checkpoint=/path/to/it" in str(error.value)
+    assert "ship with the repository" not in str(error.value)
+
+
 def test_2b_says_what_it_wants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     config = load(compose_config(["scale=2b", "source=dcae_v_2b", f"paths.models={tmp_path / 'models'}"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub import errors
 from safetensors.torch import save
 
@@ -59,6 +61,10 @@ def content(repository: str, name: str) -> bytes:
     if name.endswith(".index.json"):
         files = [file for file in HUB[repository] if file.endswith(".safetensors")]
         return json.dumps({"weight_map": dict(enumerate(files))}).encode()
+    if name.endswith(".pth"):
+        file = io.BytesIO()
+        torch.save({"of": f"{repository} {name}"}, file)
+        return file.getvalue()
     return f"{repository} {name}".encode()
 
 
