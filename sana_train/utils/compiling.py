@@ -5,6 +5,10 @@ On GPUs inductor may make the sums over rows and those over columns of a norm's 
 is a slice of a larger gradient, as those of a block's shifts, scales and gates are, the generated
 code gives the sum to nobody and returns memory that was never written (pytorch/pytorch#193061, mended behind
 2.13). Without that kernel the sums are written where they belong, at the price of reading the rows again.
+
+A compiled backward pass is traced in the forward pass and by default under its autocast, whatever the layers say:
+products that they make in float32, as linear attention's, have their gradients made in bfloat16. Plain PyTorch's
+backward passes know no autocast, so these do not either.
 """
 
 from __future__ import annotations
@@ -45,7 +49,9 @@ def compile_module(module: nn.Module, mode: str | None = None) -> None:
 
 
 def _turn_off_what_is_wrong() -> None:
+    from torch._functorch import config as tracing
     from torch._inductor import config  # seconds, for those who compile
 
     # For the whole process, as a backward pass is compiled when it first runs, wherever that is.
     config.triton.mix_order_reduction = False
+    tracing.backward_pass_autocast = "off"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._inductor import config
 
 from sana_train.utils.compiling import compile_module, compiled_function
@@ -25,6 +25,22 @@ def test_sums_that_nobody_gets_are_off(way: str) -> None:
         else:
             compiled_function(torch.sin)
         assert not config.triton.mix_order_reduction
+
+
+def test_products_in_float32_have_gradients_in_float32() -> None:
+    def loss(x: Tensor, weight: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return (x @ weight).square().sum()
+
+    torch.compiler.reset()
+    inputs = [torch.randn(8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    found = []
+    for way in (loss, compiled_function(loss)):
+        leaves = [each.clone().requires_grad_() for each in inputs]
+        with torch.autocast("cpu", torch.bfloat16):
+            value = way(*leaves)
+        found.append(torch.autograd.grad(value, leaves))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
 
 
 def test_nothing_is_compiled_in_another_way() -> None:
