@@ -6,9 +6,9 @@ is a slice of a larger gradient, as those of a block's shifts, scales and gates 
 code gives the sum to nobody and returns memory that was never written (pytorch/pytorch#193061, mended behind
 2.13). Without that kernel the sums are written where they belong, at the price of reading the rows again.
 
-A compiled backward pass is traced in the forward pass and by default under its autocast, whatever the layers say:
-products that they make in float32, as linear attention's, have their gradients made in bfloat16. Plain PyTorch's
-backward passes know no autocast, so these do not either.
+A compiled backward pass is traced in the forward pass and by default under its autocast, whatever the layers
+say: products that they make in float32, as linear attention's, have their gradients made in bfloat16. Plain
+PyTorch's backward passes know no autocast, so these do not either.
 """
 
 from __future__ import annotations
