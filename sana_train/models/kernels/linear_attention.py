@@ -317,8 +317,8 @@ def _(
 def linear_attention_backward(
     grad: Tensor, qkv: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor,
     rstd: Tensor, summary: Tensor, total: Tensor, num_heads: int, eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of ``linear_attention_forward``: of qkv, and in float32 of both norms' weights."""
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients of ``linear_attention_forward``: of qkv; (2, 2 D) float32, whose first row is of the weights."""
     batch, num_tokens, width = grad.shape
     head_dim, slots, rows = width // num_heads, batch * num_heads, batch * num_tokens
     flat = qkv.view(-1, 3 * width)
@@ -341,14 +341,12 @@ def linear_attention_backward(
         TOKENS=_TOKENS, HEAD=head, num_warps=8, num_stages=_STAGES,
     )  # fmt: skip
     weights = torch.cat([q_weight, k_weight])
-    dweights, _ = rms_backward(dqkv, flat, weights, rstd, along.sum(1), width)
-    return dqkv.view_as(qkv), *(each.clone() for each in dweights.chunk(2))
+    return dqkv.view_as(qkv), rms_backward(dqkv, flat, weights, rstd, along.sum(1), width)
 
 
 @linear_attention_backward.register_fake
 def _(
     grad: Tensor, qkv: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor,
     rstd: Tensor, summary: Tensor, total: Tensor, num_heads: int, eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    weight = grad.new_empty(grad.shape[-1], dtype=torch.float32)
-    return torch.empty_like(qkv), weight, torch.empty_like(weight)
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return torch.empty_like(qkv), grad.new_empty((2, 2 * grad.shape[-1]), dtype=torch.float32)
