@@ -28,7 +28,7 @@ silu_conv_backward = direct(gated_conv.silu_conv_backward)
 linear_attention_forward = direct(linear_attention.linear_attention_forward)
 linear_attention_backward = direct(linear_attention.linear_attention_backward)
 norm_forward, norm_backward = direct(modulation.norm_forward), direct(modulation.norm_backward)
-neighbours = direct(temporal.neighbours)
+neighbours, readers = direct(temporal.neighbours), direct(temporal.readers)
 gate_forward, gate_backward = direct(modulation.gate_forward), direct(modulation.gate_backward)
 
 NORM_EPS = 1e-6
@@ -286,10 +286,7 @@ class GatedTemporal(Function):
         grad = grad.contiguous()
         _, dupdate, sums = gate_backward(grad, None, update, None, gate, u.dtype)
         width = u.shape[-1]
-        # u at a frame was read by the frame after it (first third of the weight), itself and the one before.
-        around = neighbours(dupdate.view(u.shape))
-        reversed_weight = torch.cat(weight.split(width, dim=1)[::-1], dim=0)  # (3 D, D)
-        du = dupdate.addmm_(around, reversed_weight)
-        thirds = _weight_gradient(around, u.flatten(0, 2), ctx.weight_dtype).view(3, width, width)
-        dweight = torch.cat([thirds[2], thirds[1], thirds[0]], dim=1)
+        around = readers(dupdate.view(u.shape))
+        du = dupdate.addmm_(around, weight.reshape(3 * width, width))
+        dweight = _weight_gradient(around, u.flatten(0, 2), ctx.weight_dtype).view(width, 3 * width)
         return grad, du.view(u.shape), dweight, sums[0].to(gate.dtype)

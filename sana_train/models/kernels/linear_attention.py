@@ -318,7 +318,7 @@ def linear_attention_backward(
     grad: Tensor, qkv: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor,
     rstd: Tensor, summary: Tensor, total: Tensor, num_heads: int, eps: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradients of ``linear_attention_forward``: of qkv; (2, 2 D) float32, whose first row is of the weights."""
+    """Gradients of ``linear_attention_forward``: of qkv; (2, 2 D) float32, the first row of the weights."""
     batch, num_tokens, width = grad.shape
     head_dim, slots, rows = width // num_heads, batch * num_heads, batch * num_tokens
     flat = qkv.view(-1, 3 * width)
