@@ -324,7 +324,7 @@ def pieces(size: str, bench: Bench) -> None:
         return x + gate * (u + F.linear(around, weight)).flatten(0, 2)
 
     bench.run("pieces", {"piece": "temporal convolution with gated residual"}, lambda: _piece(
-        fused.GatedTemporal.apply, temporal,
+        lambda *x: fused.GatedTemporal.apply(*x, True), temporal,
         [full(rows, dim), half(1, frames, height * width, dim), half(dim, 3 * dim) / (3 * dim) ** 0.5,
          full(1, dim)], [0, 1, 2, 3], 26 * unit))  # fmt: skip
 

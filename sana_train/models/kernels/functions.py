@@ -268,16 +268,22 @@ class GatedTemporal(Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, u: Tensor, weight: Tensor, gate: Tensor
+        ctx: Any, x: Tensor, u: Tensor, weight: Tensor, gate: Tensor, is_read: bool
     ) -> Tensor:
-        """x (B T H W, D), u (B, T, H W, D), weight (D, 3 D) of frames before, at and after, gate (G, D)."""
+        """The result if it ``is_read``, else only what the backward pass needs, and a tensor without numbers.
+
+        x (B T H W, D), u (B, T, H W, D), weight (D, 3 D) of frames before, at and after, gate (G, D).
+        """
         rounded, gate = weight.to(u.dtype), _rows(gate)
         u = u.contiguous()
         update = product(lambda: torch.addmm(u.flatten(0, 2), neighbours(u), rounded.t()))
-        out, _ = gate_forward(x.contiguous(), update, None, gate, None)
         ctx.save_for_backward(u, update, rounded, gate)
         ctx.weight_dtype = weight.dtype
-        return out
+        return (
+            gate_forward(x.contiguous(), update, None, gate, None)[0]
+            if is_read
+            else x.new_empty(()).expand_as(x)
+        )
 
     @staticmethod
     @once_differentiable
@@ -289,4 +295,4 @@ class GatedTemporal(Function):
         around = readers(dupdate.view(u.shape))
         du = dupdate.addmm_(around, weight.reshape(3 * width, width))
         dweight = _weight_gradient(around, u.flatten(0, 2), ctx.weight_dtype).view(width, 3 * width)
-        return grad, du.view(u.shape), dweight, sums[0].to(gate.dtype)
+        return grad, du.view(u.shape), dweight, sums[0].to(gate.dtype), None
