@@ -122,9 +122,7 @@ def kernel_runs(out: Path) -> list[str]:
 def _kernel_steps(content: dict[str, Any]) -> list[str]:
     found = [row for row in [*content.get("train", []), *content.get("denoise", [])] if "families_ms" in row]
     if not all(isinstance(row["kernels"], str) for row in found):
-        return [
-            "Its steps do not say by which kernels; docs/kernels.md does."
-        ]
+        return ["Its steps do not say by which kernels; docs/kernels.md does."]
     rows = [["step", "batch", "kernels", "recompute", "ms", "forward + backward", "peak GiB"]]
     kinds = []
     for row in found:
