@@ -43,10 +43,11 @@ evaluate() {
 # work OPTION_OF_SRUN... -- ARGUMENT_OF_PYTHON...: run it and end the job; in the queue again, if it was stopped.
 #
 # USR1 (before the time limit, or on preemption) makes our programs save and exit with 75; one that has not
-# begun to listen dies of it, which is 128 + 10. SLURM requeues no job that ends within its grace time, so
-# that is done here. A task that was stopped exits with 0, or the first of them to end would have srun kill
-# those that still save, and the first task leaves a note: it runs on this script's own node. Of a task that
-# failed srun gives back the code, and then nothing is requeued, however the others ended.
+# begun to listen, or waits for other tasks before its first step, dies of it, which is 128 + 10 (of TERM, + 15).
+# SLURM requeues no job that ends within its grace time, so that is done here. A task that was stopped exits
+# with 0, or the first of them to end would have srun kill those that still save, and the first task leaves a
+# note: it runs on this script's own node. Of a task that failed srun gives back the code, and then nothing is
+# requeued, however the others ended.
 work() {
     local options=() code=0 note
     while [[ $1 != -- ]]; do
@@ -61,7 +62,7 @@ work() {
         trap : USR1 TERM
         "${@:2}"
         code=$?
-        [[ $code -eq 75 || $code -eq 138 ]] || exit "$code"
+        [[ $code -eq 75 || $code -eq 138 || $code -eq 143 ]] || exit "$code"
         [[ $SLURM_PROCID -ne 0 ]] || touch "$1"
     ' task "$note" "$python" "$@" || code=$?
     if [[ $code -eq 0 && -e $note ]]; then

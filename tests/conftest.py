@@ -16,6 +16,9 @@ from tests.slurm.virtual_cluster import missing_daemons
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+COUNTED = ("slurm", "browser")  # what .ci/run installs, where it can
+_NEEDS = "needs"
+
 PROMPTS = Path(__file__).parents[1] / "data" / "prompts"
 
 
@@ -36,9 +39,23 @@ def _missing() -> dict[str, str]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = _missing()
     for item in items:
+        item.user_properties += [(_NEEDS, name) for name in COUNTED if item.get_closest_marker(name)]
         for marker, reason in missing.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Before pytest's own line, as a run without SLURM or a browser passes, too."""
+
+    def count(marker: str, *outcomes: str) -> int:
+        reports = [each for outcome in outcomes for each in terminalreporter.getreports(outcome)]
+        return sum([_NEEDS, marker] in [list(pair) for pair in each.user_properties] for each in reports)
+
+    told = [
+        f"{name}: {count(name, 'passed', 'failed')} ran, {count(name, 'skipped')} skipped" for name in COUNTED
+    ]
+    terminalreporter.write_line("; ".join(told))
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from sana_train.cli.load import CONF_DIR, compose_config, load, resolve
+from sana_train.cli.preflight import require_one_space
 from sana_train.cli.schema import TARGET
 from sana_train.cli.targets import arguments_of, resolve_target
 from sana_train.text.instruction import read_instruction
@@ -27,6 +28,8 @@ YAMLS = sorted(CONF_DIR.rglob("*.yaml"))
 def test_composes(experiment: str, scale: str) -> None:
     config = load(compose_config([f"experiment={experiment}", f"scale={scale}"]))
     assert (config.name, config.scale) == (experiment, scale)
+    if scale == "tiny":  # the presets of tiny parts are no experiments at 2b
+        require_one_space(config)
 
 
 def test_2b_reads_captions_as_its_dit_learnt_to() -> None:

@@ -1,17 +1,21 @@
 #!/usr/bin/env bash
-# How this record was made: `random` on three seeds from a source that has taken all steps of its preset, on two GPUs.
+# How this record was made: an arm on three seeds from a source that has taken all steps of its preset, on two GPUs.
 #
 #   bash experiments/ltx_adapt_tiny_3/run.sh RUNS WEIGHTS OUT [MINUTES]
+#   ARM=random LR=1e-2 ID=random-lr0.01 LRS=" " bash experiments/ltx_adapt_tiny_3/run.sh RUNS WEIGHTS OUT [MINUTES]
+#   ARM=linear_probe LR=3e-3 bash experiments/ltx_adapt_tiny_3/run.sh RUNS WEIGHTS OUT [MINUTES]
 #
 # RUNS, WEIGHTS and OUT as in ../ltx_adapt_tiny/run.sh, of which these are the commands in another order: the full runs
-# have the rate that the sweep of the second attempt chose, and start at once, two on the first GPU and one on the
-# second; the sweep, of the same five rates, runs beside them on the second. A sweep that chooses another rate shows in
-# tables.md. `scratch` starts from no source: its rows are those of the second attempt, copied.
+# have the rate LR (without one, that which the sweep of the second attempt chose for `random`) and start at once, two on
+# the first GPU and one on the second; the sweep, of the same five rates, runs beside them on the second, and not at all
+# with LRS=" ". A sweep that chooses another rate shows in tables.md. ID is what full runs are called, the arm without
+# one. `scratch` starts from no source: its rows are those of the second attempt, copied.
 set -uo pipefail
 
 runs=$(realpath -m "$1") weights=$(realpath -m "$2") out=$(realpath -m "$3") minutes=${4:-100000}
 read -ra seeds <<<"${SEEDS:-0 1 2}"
-sweep_steps=${SWEEP_STEPS:-1000} steps=${STEPS:-10000} lr=${LR:-3e-2}
+arm=${ARM:-random} lr=${LR:-3e-2} sweep_steps=${SWEEP_STEPS:-1000} steps=${STEPS:-10000}
+id=${ID:-$arm}
 python=${PYTHON:-python3}
 num_gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} TORCHINDUCTOR_COMPILE_THREADS=${TORCHINDUCTOR_COMPILE_THREADS:-4}
@@ -22,7 +26,7 @@ train() { # ID STEPS SEED LR OVERRIDE...
   shift 4
   [[ ! -f $runs/$id/export/levels.npz ]] || return 0
   ((tenths > 10)) || return 1
-  "$python" train.py experiment=record/adapt run_id="$id" adaptation=random training.max_steps="$max_steps" \
+  "$python" train.py experiment=record/adapt run_id="$id" adaptation="$arm" training.max_steps="$max_steps" \
     training.seed="$seed" training.lr="$rate" logger=csv trainer.max_minutes="$((tenths / 10)).$((tenths % 10))" \
     trainer.log_every=100 training.checkpoint_every=5000 training.milestones=[] paths.runs="$runs" \
     paths.weights="$weights" paths.data="$runs/data" "$@" >>"$runs/$id.log" 2>&1
@@ -30,7 +34,7 @@ train() { # ID STEPS SEED LR OVERRIDE...
 }
 
 add() { # ID [--sweep]
-  "$python" -m sana_train.cli.record add "$out" "$runs/$1" --arm random "${@:2}" && echo "$SECONDS s: $1"
+  "$python" -m sana_train.cli.record add "$out" "$runs/$1" --arm "$arm" "${@:2}" && echo "$SECONDS s: $1"
 }
 
 on_gpu() { # INDEX COMMAND...: in the background
@@ -40,13 +44,14 @@ on_gpu() { # INDEX COMMAND...: in the background
   "$@" &
 }
 
-full() { train "random-s$1" "$steps" "$1" "$lr" && add "random-s$1"; }
+full() { train "$id-s$1" "$steps" "$1" "$lr" && add "$id-s$1"; }
 
 sweep() {
-  local rate id
+  local rate name
   for rate in ${LRS:-3e-2 1e-2 1e-1 3e-3 1e-3}; do
-    id=sweep-random-lr$rate
-    train "$id" "$sweep_steps" 100 "$rate" "convergence.steps=[0,100,200,350,500,750,$sweep_steps]" && add "$id" --sweep
+    name=sweep-$arm-lr$rate
+    train "$name" "$sweep_steps" 100 "$rate" "convergence.steps=[0,100,200,350,500,750,$sweep_steps]" &&
+      add "$name" --sweep
   done
 }
 
@@ -58,6 +63,6 @@ train prepare 2 100 "$lr" convergence.num_samples=0 convergence.num_loss_clips=3
 for i in "${!seeds[@]}"; do on_gpu "$((i % 2))" full "${seeds[i]}"; done
 on_gpu 1 sweep
 wait
-cp "$runs/random-s${seeds[0]}/samples.png" "$out/random-s${seeds[0]}-samples.png"
-cp "$runs/random-s${seeds[0]}/convergence.png" "$out/random-s${seeds[0]}-convergence.png"
+cp "$runs/$id-s${seeds[0]}/samples.png" "$out/$id-s${seeds[0]}-samples.png"
+cp "$runs/$id-s${seeds[0]}/convergence.png" "$out/$id-s${seeds[0]}-convergence.png"
 [[ ! -f $out/runs.jsonl ]] || "$python" -m sana_train.cli.record report "$out"

@@ -122,6 +122,49 @@ def precompute(part: Part) -> list[str]:
     return [f"## Precompute, LTX-2, {captions} captions", "", text, "", *table(head, rows)]
 
 
+def decoding(part: Part, encode_s: float | None) -> list[str]:
+    head = ["content", "Mbit/s", "threads", "load", "frames/s", "clips/s", "core s a clip", "cores for a GPU"]
+    rows = [
+        [
+            row["content"],
+            number(row["mbit_per_s"], 1),
+            str(row["threads"]),
+            number(row["load_average"], 1),
+            number(row["frames_per_s"], 0),
+            number(row["clips_per_s"]),
+            number(row["core_s_per_clip"]),
+            "-" if encode_s is None else number(row["core_s_per_clip"] / encode_s, 1),
+        ]
+        for row in part["rows"]
+    ]
+    text = (
+        f"{part['clips']} clips of {part['clip']} from shards, H.264 4:2:0 at crf 16 as `cli.prepare_data` "
+        f"writes them, {part['environment']['device']}, load average before each. Cores for a GPU are "
+        f"computed: core seconds over the {number(encode_s, 3)} s in which LTX-2 encodes a clip (below)."
+    )
+    return ["## Decoding, alone", "", text, "", *table(head, rows)]
+
+
+def exports(part: Part) -> list[str]:
+    head = ["command", "s", "own memory GiB", "with mapped files GiB", "one forward differs by", "disk GiB"]
+    rows = [
+        [
+            row["command"],
+            number(row["seconds"], 1),
+            *(number(row["host_peak_gib"][kind]) for kind in ("anonymous", "both")),
+            f"{row['difference']:.1e}" if "difference" in row else "-",
+            number(row.get("disk_gib")),
+        ]
+        for row in part["rows"]
+    ]
+    loads = ", ".join(f"{row['load_average']:.1f}" for row in part["rows"])
+    text = (
+        f"{part['environment']['device']}, {part['environment']['num_threads']} of them used by torch; load "
+        f"averages before each row: {loads}. Disk: of loading, the export in bf16."
+    )
+    return ["## Export and verify, on a CPU", "", text, "", *table(head, rows)]
+
+
 def ways(name: str, part: Part) -> list[str]:
     head = [
         "way",
@@ -163,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     lines = ["# True size", ""]
     devices = sorted({str(part["environment"]["device"]) for part in parts.values()})
-    lines += [f"On {', '.join(devices) or 'nothing yet'}.", ""]
+    lines += [f"On {'; '.join(devices) or 'nothing yet'}.", ""]
     if {"write", "load"} <= parts.keys():
         lines += loading(parts["write"], parts["load"])
     timed = [parts[name] for name in ("step", "step_recompute", "step_compiled") if name in parts]
@@ -173,6 +216,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lines += loop(parts["train_step"])
     for name in ("precompute", "precompute_gemma2"):
         lines += precompute(parts[name]) if name in parts else []
+    if "decode" in parts:
+        encode_s = parts["ltx2"]["rows"][-1]["encode"]["s"] if "ltx2" in parts else None
+        lines += decoding(parts["decode"], encode_s)
+    if "export" in parts:
+        lines += exports(parts["export"])
     for name, part in parts.items():
         if "autoencoder" in part:
             lines += ways(name, part)

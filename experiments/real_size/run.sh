@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# How this record was made: the DiT on the first GPU, the autoencoders on the second if there is one.
+# How this record was made: the DiT on the first GPU, the autoencoders on the second if there is one; and where
+# there is none, what users run on a CPU.
 #
 #   bash experiments/real_size/run.sh OUT SCRATCH [SIZE]
 #
@@ -15,6 +16,7 @@ python=${PYTHON:-python3}
 cd "$(dirname "$0")/../.." || exit 1
 here=experiments/real_size
 mkdir -p "$out/parts" "$out/logs" "$scratch"
+checkpoint=$scratch/sana_video_480p.pth
 visible=${CUDA_VISIBLE_DEVICES:-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | paste -sd,)}
 IFS=, read -ra gpus <<<"$visible"
 
@@ -31,7 +33,14 @@ part() { # NAME SECONDS COMMAND...
 }
 
 dit() { # PART SECONDS
-  part "$1" "$2" "$here/dit.py" "$1" "$out/parts" --checkpoint "$scratch/sana_video_480p.pth" --size "$size"
+  part "$1" "$2" "$here/dit.py" "$1" "$out/parts" --checkpoint "$checkpoint" --size "$size"
+}
+
+write() { # SECONDS; also where OUT has the record of a file that is not in this SCRATCH
+  if [[ -f $out/parts/write.json && ! -f $checkpoint ]]; then
+    timeout "$1" "$python" "$here/dit.py" write "$scratch" --checkpoint "$checkpoint" --size "$size"
+  fi
+  dit write "$1"
 }
 
 ways() { # PART SECONDS ROUNDS KIND WAY... [--clip SIZE] [--benchmark]
@@ -51,14 +60,14 @@ vae_table() {
 }
 
 first_lane() {
-  dit write 120
+  write 120
   dit load 90
   dit step 120
   dit step_recompute 90
   part train_step 240 "$here/train_step.py" "$out/parts" "$scratch" --size "$size"
   [[ $size == 2b ]] || return
   ways dcae_v 180 1 dcae_v channels_first channels_last
-  ways dcae_v_24gb 120 1 dcae_v channels_last --memory-gib 22.35 # 24 GB
+  ways dcae_v_24gb 120 1 dcae_v channels_last --memory-gib 21.8 # 24 GB, less a CUDA context of half a GiB
   dit step_compiled 180
   ways ltx2_2k 90 2 ltx2 channels_last fused_norms --clip 1408x2560x81
   ways ltx2_2k_stock 90 2 ltx2 stock --clip 1408x2560x81
@@ -74,12 +83,21 @@ second_lane() {
   ways ltx2_benchmark 120 3 ltx2 stock channels_last fused_norms --benchmark
 }
 
-if ((${#gpus[@]} > 1)); then
+cpu_lane() { # 16 GiB of memory
+  write 240
+  part export 600 "$here/export.py" "$out/parts" "$scratch" --checkpoint "$checkpoint" --size "$size"
+  part decode 600 "$here/decode.py" "$out/parts" "$scratch" --size "$size"
+}
+
+if ((${#gpus[@]} == 0)) && [[ $size == 2b ]]; then
+  cpu_lane
+elif ((${#gpus[@]} > 1)); then
   CUDA_VISIBLE_DEVICES=${gpus[0]} first_lane &
   CUDA_VISIBLE_DEVICES=${gpus[1]} second_lane
   wait
 else
   first_lane
   second_lane
+  [[ $size == 2b ]] || cpu_lane
 fi
 "$python" "$here/report.py" "$out"

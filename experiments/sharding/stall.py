@@ -3,18 +3,23 @@
     torchrun --nproc-per-node 2 experiments/sharding/stall.py --out experiments/sharding/stall.json
 
 A full-state save gathers every tensor and writes it on the first rank while the others wait, as a run without
-sharded checkpoints must. Both kinds take turns; between saves there are steps of AdamW on random latents.
+sharded checkpoints must. Both kinds take turns; between saves there are steps of AdamW on random latents. Of
+several ranks the slowest counts, round by round; the first save of each kind, which on a GPU locks the memory
+that the later ones copy into, is told apart. One rank for each GPU, or any number on the CPU; the record is
+written anew after every round.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,12 +32,15 @@ from sana_train.models.sana_video import SanaVideoDiT
 from sana_train.training import checkpoint as ckpt
 from sana_train.training.background_save import BackgroundSaver
 from sana_train.training.ema import Ema
+from sana_train.training.gloo import gloo_group
 from sana_train.training.optimiser import build_optimiser
 from sana_train.training.optimiser_state import optimiser_state
 from sana_train.training.sharding import Sharding, sharded_copy
+from sana_train.utils.environment import environment
 from sana_train.utils.shards import gathered
 
 WIDTH_OF_HEAD = 32
+SAVES = ("full", "background")
 
 
 def build(depth: int, width: int) -> SanaVideoDiT:
@@ -60,104 +68,170 @@ class Trial:
         latents = torch.randn(1, 16, 2, 4, 4, device=self.device)
         context = torch.randn(1, 8, 64, device=self.device)
         mask = torch.ones(1, 8, dtype=torch.bool, device=self.device)
-        state = self.model.prepare(context, mask)
-        self.model(latents, torch.rand(1, device=self.device), state).square().mean().backward()
+        # As the trainer computes where weights are gathered in bfloat16.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            state = self.model.prepare(context, mask)
+            loss = self.model(latents, torch.rand(1, device=self.device), state).square().mean()
+        loss.backward()
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.num_steps += 1
         self.ema.update(self.num_steps)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
 
-    def parts(self) -> list[dict[str, Tensor]]:
+    def parts(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """Weights, averages, moments."""
-        return [self.model.state_dict(), self.ema.state_dict(), optimiser_state(self.optimiser)]
+        return self.model.state_dict(), self.ema.state_dict(), optimiser_state(self.optimiser)
 
 
-def save_full(trial: Trial, target: Path) -> None:
+def save_full(trial: Trial, target: Path, meet: Callable[[], object]) -> None:
     model, ema, moments = ({k: gathered(v).cpu() for k, v in part.items()} for part in trial.parts())
     if dist.get_rank() == 0:
         ckpt.save_checkpoint(target, model, ema, {"optimiser": moments}, {})
-    dist.barrier()
+    meet()
 
 
-def all_see(checkpoint: Path) -> bool:
-    """The same answer on every rank, or one would take a step alone."""
-    is_there = torch.tensor(float(checkpoint.exists()))
-    dist.all_reduce(is_there, dist.ReduceOp.MIN)
-    return bool(is_there)
+def save_beside(saver: BackgroundSaver, trial: Trial, target: Path, published: Callable[[], object]) -> None:
+    saver.save(target, *trial.parts(), {}, published)
 
 
-def seconds(work: Callable[[], object]) -> float:
-    dist.barrier()
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+class Clock:
+    """Measures on every rank what all of them begin together; they meet through their CPUs."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self._group = device, gloo_group()
+
+    def seconds(self, work: Callable[[], object]) -> list[float]:
+        """Of ``work`` on each rank, with what it left to the GPU."""
+        self.meet()
+        started = time.perf_counter()
+        work()
+        self._settle()
+        took: list[float] = [0.0] * dist.get_world_size()
+        dist.all_gather_object(took, time.perf_counter() - started, group=self._group)
+        return took
+
+    def meet(self) -> None:
+        self._settle()
+        dist.barrier(self._group)
+
+    def all_see(self, checkpoint: Path) -> bool:
+        """The same answer on every rank, or one would take a step alone."""
+        answers = [False] * dist.get_world_size()
+        dist.all_gather_object(answers, checkpoint.exists(), group=self._group)
+        return all(answers)
+
+    def _settle(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
 
-def measure(trial: Trial, folder: Path, num_rounds: int, num_steps: int) -> dict[str, Any]:
-    saver = BackgroundSaver()
-    found: dict[str, list[float]] = {
-        name: [] for name in ("full", "background", "published", "step", "step_beside")
-    }
+Found = dict[str, list[list[float]]]  # of each kind, in order: the seconds of every rank
+
+
+def measure(trial: Trial, folder: Path, num_rounds: int, num_steps: int) -> Iterator[Found]:
+    """Everything found so far, after each round."""
+    saver, clock = BackgroundSaver(), Clock(trial.device)
+    found: Found = {name: [] for name in (*SAVES, "published", "step", "step_beside")}
     for _ in range(3):
         trial.step()
     for number in range(num_rounds):
-        found["step"] += [seconds(trial.step) for _ in range(num_steps)]
+        found["step"] += [clock.seconds(trial.step) for _ in range(num_steps)]
         full, background = (ckpt.checkpoint_path(folder, 2 * number + i) for i in (0, 1))
-        found["full"].append(seconds(partial(save_full, trial, full)))
-        started = time.perf_counter()
-        model, ema, moments = trial.parts()
-        found["background"].append(
-            seconds(partial(saver.save, background, model, ema, moments, {}, lambda: None))
-        )
-        while not all_see(background):
-            found["step_beside"].append(seconds(trial.step))
+        found["full"].append(clock.seconds(partial(save_full, trial, full, clock.meet)))
+        clear(folder, clock)
+        published: list[float] = []  # of the first rank, which publishes
+        done = partial(_add_seconds_since, time.perf_counter(), published)
+        found["background"].append(clock.seconds(partial(save_beside, saver, trial, background, done)))
+        while not clock.all_see(background):
+            found["step_beside"].append(clock.seconds(trial.step))
         saver.wait()
-        found["published"].append(time.perf_counter() - started)
-        dist.barrier()
-        if dist.get_rank() == 0:
-            shutil.rmtree(folder / "checkpoints")
-        dist.barrier()
-    return {
-        name: {
-            "median": round(statistics.median(values), 4),
-            "min": round(min(values), 4),
-            "max": round(max(values), 4),
-            "n": len(values),
-        }
-        for name, values in found.items()
-    }
+        found["published"].append(published)
+        clear(folder, clock)
+        yield found
+
+
+def _add_seconds_since(started: float, to: list[float]) -> None:
+    to.append(time.perf_counter() - started)
+
+
+def clear(folder: Path, clock: Clock) -> None:
+    """A disk must have room for one checkpoint, not for all."""
+    clock.meet()
+    if dist.get_rank() == 0:
+        shutil.rmtree(folder / "checkpoints")
+    clock.meet()
+
+
+def summary(found: Found) -> dict[str, dict[str, float]]:
+    """Of the slowest rank of each; of saves the first stands apart, and is not among the others."""
+    told: dict[str, dict[str, float]] = {}
+    for name, values in found.items():
+        slowest = [max(ranks) for ranks in values]
+        told[name] = {"first": round(slowest[0], 4)} if name in SAVES else {}
+        later = slowest[1:] if name in SAVES else slowest
+        if later:
+            told[name] |= {
+                "median": round(statistics.median(later), 4),
+                "min": round(min(later), 4),
+                "max": round(max(later), 4),
+                "n": len(later),
+            }
+    return told
+
+
+def pick_device(accelerator: str) -> torch.device:
+    """The device of this rank."""
+    if accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    num_gpus, num_ranks = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
+    if num_gpus < num_ranks:
+        raise SystemExit(
+            f"{num_ranks} ranks and {num_gpus} GPUs, but each rank needs one of its own; give fewer ranks "
+            "(torchrun --nproc-per-node), or --accelerator cpu"
+        )
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
 
 
 def main() -> None:
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    top.add_argument("--out", type=Path, required=True)
+    top.add_argument("--out", type=Path, required=True, help="the record, a json file")
+    top.add_argument("--accelerator", choices=("auto", "cpu", "gpu"), default="auto")
     top.add_argument("--depth", type=int, default=12)
     top.add_argument("--width", type=int, default=768)
-    top.add_argument("--rounds", type=int, default=7)
+    top.add_argument("--rounds", type=int, default=7, help="each a save of both kinds")
     top.add_argument("--steps", type=int, default=3, help="between two pairs of saves")
     given = top.parse_args()
-    is_cuda = torch.cuda.is_available()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo")
-    device = torch.device("cuda", dist.get_node_local_rank()) if is_cuda else torch.device("cpu")
-    if is_cuda:
+    load = os.getloadavg()[0]
+    device = pick_device(given.accelerator)
+    if device.type == "cuda":
         torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     places: list[Any] = [tempfile.mkdtemp() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(places)
     trial = Trial(given.depth, given.width, device)
-    found = measure(trial, Path(places[0]), given.rounds, given.steps)
-    if dist.get_rank() == 0:
-        shutil.rmtree(places[0])
-        num = sum(parameter.numel() for parameter in trial.model.parameters())
-        facts = {
-            "parameters": num,
-            "ranks": dist.get_world_size(),
-            "device": device.type,
-            "rounds": given.rounds,
-        }
-        given.out.write_text(json.dumps({**facts, "seconds": found}, indent=2) + "\n")
+    facts = {
+        "parameters": sum(parameter.numel() for parameter in trial.model.parameters()),
+        "ranks": dist.get_world_size(),
+        "load_average_before": round(load, 2),
+        "environment": environment(device),
+    }
+    try:
+        for found in measure(trial, Path(places[0]), given.rounds, given.steps):
+            if dist.get_rank() == 0:
+                record = {**facts, "seconds": summary(found), "saves_by_rank": rounded(found)}
+                given.out.write_text(json.dumps(record, indent=2) + "\n")
+                last = {name: round(max(found[name][-1]), 2) for name in (*SAVES, "published", "step")}
+                sys.stdout.write(f"round {len(found['full'])} of {given.rounds}, seconds: {last}\n")
+                sys.stdout.flush()
+    finally:
+        if dist.get_rank() == 0:
+            shutil.rmtree(places[0], ignore_errors=True)
     dist.destroy_process_group()
+
+
+def rounded(found: Found) -> dict[str, list[str]]:
+    """A line for each save, with the seconds of every rank."""
+    return {name: [" ".join(f"{s:.4f}" for s in ranks) for ranks in found[name]] for name in SAVES}
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
     python experiments/speed/calibrate.py
 
-Read are experiments/real_size/results.json (H100: a pass, and the training loop) and, where they are there,
-results.json of ``cli.benchmark`` and ``cli.benchmark_peers`` in folders of experiments/speed. A rate is
-matrix FLOPs, recomputed ones included, over milliseconds without the optimiser's; of several measurements of
-one way it is the geometric mean, and the largest difference of any from it is written beside it.
+Read are experiments/real_size/results.json (the training loop, and single passes), kernels/kernels.json and,
+where they are there, results.json of ``cli.benchmark`` and ``cli.benchmark_peers`` in folders of
+experiments/speed. A rate is matrix FLOPs, recomputed ones included, over milliseconds without the
+optimiser's. What a chip and way has of the training loop counts alone, else what a benchmark's steps give,
+else single runs of a script (``COVERS``); of several measurements it is the geometric mean, and the largest
+difference of any from it is written beside it.
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sana_train.cli.instantiate import instantiate
 from sana_train.cli.load import compose_config, load
@@ -39,6 +43,25 @@ EXCHANGE = {
     "network": {"value": 4.0e10, "source": "400 Gbit/s a GPU x 0.8; not measured"},
 }
 Key = tuple[str, str, Recompute]  # chip, kernels, recompute
+COVERS = ("loop", "benchmark", "step", "pass")  # the better first
+
+
+class Measured(NamedTuple):
+    """One measurement.
+
+    Attributes:
+        covers: of ``COVERS``: loop, the training loop; benchmark, a step of ``cli.benchmark``; step, one of
+            the first timing of the kernels; pass, forward and backward alone.
+        flops_per_s: of forward and backward.
+        activation_bytes: of a token; None: not told.
+        record: its file.
+    """
+
+    way: Key
+    covers: str
+    flops_per_s: float
+    activation_bytes: float | None
+    record: str
 
 
 def chip_of(device: str) -> str:
@@ -57,46 +80,66 @@ def step_flops(model: SanaVideoDiT, grid: tuple[int, int, int], num_context: int
     return training_flops(model, grid, num_context) + recomputed_flops(model, grid, num_context, policy)
 
 
+def num_parameters_of(model: SanaVideoDiT) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def optimiser_ms(model: SanaVideoDiT, chip: str, bytes_per_parameter: int) -> float:
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    return 1e3 * bytes_per_parameter * num_parameters / MEMORY[chip]["value"]
+    return 1e3 * bytes_per_parameter * num_parameters_of(model) / MEMORY[chip]["value"]
 
 
-def of_real_size(model: SanaVideoDiT) -> list[tuple[Key, float, float | None, str]]:
-    """(way, FLOP/s, activation bytes a token, record) of each measurement there."""
+def of_real_size(model: SanaVideoDiT) -> list[Measured]:
+    """The passes and the loops there."""
     content = json.loads(REAL_SIZE.read_text())
-    found: list[tuple[Key, float, float | None, str]] = []
+    found = []
     for part in ("step", "step_recompute"):
         chip = chip_of(content[part]["environment"]["device"])
         for row in content[part]["rows"]:
             if row["pass"] == "forward_backward" and row["weights"] == "float32":
                 policy: Recompute = row.get("recompute", "none")  # older parts had no other
-                flops = step_flops(model, GRID, NUM_CONTEXT, policy)
+                rate = step_flops(model, GRID, NUM_CONTEXT, policy) / row["ms"] * 1e3
                 way: Key = (chip, "reference", policy)
-                found.append((way, flops / row["ms"] * 1e3, None, f"experiments/real_size/parts/{part}.json"))
-    part = content["train_step"]
-    chip = chip_of(part["environment"]["device"])
+                found.append(Measured(way, "pass", rate, None, f"experiments/real_size/parts/{part}.json"))
     clips = 4  # a step, of micro-batches of one
-    kept = optimiser_ms(model, chip, ADAMW_BYTES + AVERAGE_BYTES + CLIP_BYTES) / clips
-    for row in part["rows"]:
-        flops = step_flops(model, GRID, NUM_CONTEXT, row["recompute"])
-        way = (chip, "reference", row["recompute"])
-        rate = flops / (row["clip_ms"] - kept) * 1e3
-        found.append((way, rate, None, "experiments/real_size/parts/train_step.json"))
+    for part in (name for name in content if name.startswith("train_step")):
+        chip = chip_of(content[part]["environment"]["device"])
+        updating_ms = optimiser_ms(model, chip, ADAMW_BYTES + AVERAGE_BYTES + CLIP_BYTES) / clips
+        for row in content[part]["rows"]:
+            flops = step_flops(model, GRID, NUM_CONTEXT, row["recompute"])
+            rate = flops / (row["clip_ms"] - updating_ms) * 1e3
+            way = (chip, "reference", row["recompute"])
+            found.append(Measured(way, "loop", rate, None, f"experiments/real_size/parts/{part}.json"))
     return found
 
 
-def of_benchmark(file: Path, model: SanaVideoDiT) -> list[tuple[Key, float, float | None, str]]:
+def of_kernels(file: Path, model: SanaVideoDiT) -> list[Measured]:
+    """Steps of the first timing: a row for each way and policy, in this order; AdamW in them, no averages."""
+    content = json.loads(file.read_text())
+    chip = chip_of(content["environment"]["device"])
+    ways = ("reference", "fused")  # compiled blocks had wrong gradients there, so their times are of nothing
+    policies: tuple[Recompute, ...] = ("none", "full", "selective")
+    found = []
+    for (kernels, policy), row in zip(product(ways, policies), content["train"], strict=False):
+        assert (row["recompute"], row["batch"]) == (policy, 1)
+        ms = row["step_ms"] - optimiser_ms(model, chip, ADAMW_BYTES)
+        rate = step_flops(model, GRID, NUM_CONTEXT, policy) / ms * 1e3
+        per_token = (row["peak_gib"] * 2**30 - 16 * num_parameters_of(model)) / math.prod(GRID)
+        record = str(file.relative_to(HERE.parents[1]))
+        found.append(Measured((chip, kernels, policy), "step", rate, per_token, record))
+    return found
+
+
+def of_benchmark(file: Path, model: SanaVideoDiT) -> list[Measured]:
     """The same of a ``results.json`` at true size; of other models nothing."""
     content = json.loads(file.read_text())
     facts = content["facts"]
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    num_parameters = num_parameters_of(model)
     if facts.get("num_parameters") != num_parameters:
         return []
     chip, shape = chip_of(facts["device"]), facts["latent_shape"]
     grid = (shape[1], shape[2], shape[3])
     record = str(file.relative_to(HERE.parents[1]))
-    found: list[tuple[Key, float, float | None, str]] = []
+    found = []
     for row in content["rows"]:
         if row["group"] != "train" or row["error"] or row["way"] == "diffusers":
             continue
@@ -105,37 +148,60 @@ def of_benchmark(file: Path, model: SanaVideoDiT) -> list[tuple[Key, float, floa
         # Weights, gradients and two moments, in float32; averages are not in a benchmark's step.
         activations = row["peak_gib"] * 2**30 - 16 * num_parameters
         per_token = activations / (row["batch"] * facts["num_tokens"])
-        found.append(((chip, row["way"], row["recompute"]), flops / ms * 1e3, per_token, record))
+        way = (chip, row["way"], row["recompute"])
+        found.append(Measured(way, "benchmark", flops / ms * 1e3, per_token, record))
     return found
+
+
+def best(measured: Sequence[Measured]) -> list[Measured]:
+    """Those that cover most of a training step."""
+    first = min(COVERS.index(each.covers) for each in measured)
+    return [each for each in measured if each.covers == COVERS[first]]
+
+
+def rate_of(way: Key, measured: Sequence[Measured]) -> dict[str, Any]:
+    """A row of the file, of measurements that cover the same."""
+    chip, kernels, policy = way
+    rates = [each.flops_per_s for each in measured]
+    mean = math.exp(sum(map(math.log, rates)) / len(rates))
+    activations = [each.activation_bytes for each in measured if each.activation_bytes is not None]
+    return {
+        "chip": chip, "kernels": kernels, "recompute": policy, "flops_per_s": mean,
+        "covers": measured[0].covers, "num_measured": len(rates),
+        "largest_difference": max(abs(mean / rate - 1) for rate in rates),
+        "activation_bytes": max(activations, default=None),
+        "records": sorted({each.record for each in measured}),
+    }  # fmt: skip
+
+
+def loop_over_pass(ways: Mapping[Key, Sequence[Measured]]) -> list[float]:
+    """Least and most that the loop took of a single pass's time, of the ways that have both."""
+    ratios = [
+        single.flops_per_s / loop.flops_per_s
+        for measured in ways.values()
+        for single, loop in product(measured, repeat=2)
+        if (single.covers, loop.covers) == ("pass", "loop")
+    ]
+    return [min(ratios), max(ratios)]
 
 
 def main() -> None:
     model = model_2b()
-    found = of_real_size(model)
+    found = of_real_size(model) + of_kernels(HERE / "kernels" / "kernels.json", model)
     for file in sorted(HERE.glob("*/results.json")):
         if json.loads(file.read_text())["facts"]["what"] in ("ours", "peers"):
             found += of_benchmark(file, model)
-    ways: dict[Key, list[tuple[float, float | None, str]]] = defaultdict(list)
-    for way, *measured in found:
-        ways[way].append((measured[0], measured[1], measured[2]))
-    rows: list[dict[str, Any]] = []
-    for (chip, kernels, policy), measured in sorted(ways.items()):
-        rates = [rate for rate, _, _ in measured]
-        mean = math.exp(sum(map(math.log, rates)) / len(rates))
-        activations = [value for _, value, _ in measured if value is not None]
-        rows.append(
-            {
-                "chip": chip, "kernels": kernels, "recompute": policy, "flops_per_s": mean,
-                "num_measured": len(rates), "largest_difference": max(abs(mean / rate - 1) for rate in rates),
-                "activation_bytes": max(activations, default=None),
-                "records": sorted({record for _, _, record in measured}),
-            }
-        )  # fmt: skip
-    made_by = "python experiments/speed/calibrate.py"
-    write_json(
-        RATES_FILE,
-        {"made_by": made_by, "memory_bytes_per_s": MEMORY, "exchange_bytes_per_s": EXCHANGE, "rates": rows},
-    )
+    ways: dict[Key, list[Measured]] = defaultdict(list)
+    for each in found:
+        ways[each.way].append(each)
+    content = {
+        "made_by": "python experiments/speed/calibrate.py",
+        "memory_bytes_per_s": MEMORY,
+        "exchange_bytes_per_s": EXCHANGE,
+        "loop_over_pass": loop_over_pass(ways),
+        "rates": [rate_of(way, best(measured)) for way, measured in sorted(ways.items())],
+    }
+    write_json(RATES_FILE, content)
 
 
 if __name__ == "__main__":

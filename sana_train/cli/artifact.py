@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from sana_train.autoencoders.weights import read_space
+from sana_train.models import keys
 from sana_train.models.checkpoint import Weights, read_state
 from sana_train.training.checkpoint import list_checkpoints
 
@@ -86,6 +87,34 @@ def check_heads(checkpoint: Path, model: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{file} declares another network than the model: {', '.join(differing)}; choose them alike"
             )
+
+
+def check_latent_space(checkpoint: Path, state: Mapping[str, Tensor], model: Mapping[str, Any]) -> None:
+    """Hold channels and patch of a ``state`` of ours against a ``model`` node.
+
+    An adaptation starts afresh what depends on them, so that it never looks; the source's own samples, which
+    close a run, would.
+
+    Raises:
+        ValueError: they differ.
+    """
+    found = keys.geometry(state)
+    names = {"latent channels": "latent_channels", "patch": "patch_size"}
+    ours = {
+        "latent channels": model.get("latent_channels"),
+        "patch": "x".join(map(str, model.get("patch_size", []))),
+    }
+    differing = [
+        f"{names[name]} {found[name]} against {ours[name]}"
+        for name in names
+        if name in found and names[name] in model and found[name] != ours[name]
+    ]
+    if differing:
+        raise ValueError(
+            f"{checkpoint} is a DiT of another latent space than source.model says: {', '.join(differing)}; "
+            "set source.model.latent_channels and source.model.patch_size to the file's and choose its "
+            "autoencoder (source=wan480p and source=dcae_v_2b set all of it), or give the file that fits"
+        )
 
 
 def _read_record(path: Path) -> dict[str, Any]:

@@ -180,8 +180,9 @@ def _measure_autoencoder(files: Files, node: dict[str, Any] | None, key: str) ->
     if node is None or not node.get("weights"):
         raise Skipped(f"the configuration has no {key}")
     files.require(key)
+    autoencoder: VideoAutoencoder = instantiate(node)  # first: a wrong file is red without clips, too
     clips = _heldout(files)
-    autoencoder: VideoAutoencoder = instantiate(node).to(files.device).eval()
+    autoencoder = autoencoder.to(files.device).eval()
     latents = files.config.latents
     batch_size = 1 if latents is None else latents.batch_size
     total = torch.zeros(2, autoencoder.spec.channels, dtype=torch.float64, device=files.device)

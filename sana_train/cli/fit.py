@@ -24,7 +24,7 @@ from sana_train.training.jsonl import JsonlLogger
 from sana_train.training.optimiser import missing_library
 from sana_train.training.sharding import Sharding
 from sana_train.training.shell import TrainingShell
-from sana_train.training.trainer import build_trainer, is_global_zero
+from sana_train.training.trainer import build_trainer, is_global_zero, is_started_by_srun
 from sana_train.training.watchdog import Watchdog
 from sana_train.utils.environment import environment
 
@@ -98,7 +98,9 @@ class Fit:
     ) -> None:
         self.cfg, self.run_dir, self.run, self.console = cfg, run_dir, run, console
         minutes = cfg.trainer.max_minutes
-        self.stop = StopAtStepEnd(console.print, None if minutes is None else STARTED_S + 60 * minutes)
+        deadline_s = None if minutes is None else STARTED_S + 60 * minutes
+        peers_hear = world_size(cfg) > 1 and is_started_by_srun()
+        self.stop = StopAtStepEnd(console.print, deadline_s, peers_hear)
         training = cfg.training
         if (missing := missing_library(training.optimiser)) is not None:
             raise ValueError(missing)  # here, as a start that fails leaves its run id free

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sana_train.adaptation.load_report import LoadReport
 from sana_train.adaptation.null_caption import EmptyCaptionStart
-from sana_train.cli.artifact import check_heads
+from sana_train.cli.artifact import check_heads, check_latent_space
 from sana_train.cli.config import ConvergenceConfig, RunConfig
 from sana_train.cli.instantiate import instantiate
 from sana_train.cli.schema import TARGET
@@ -210,8 +210,11 @@ class Parts:
     def source_state(self) -> Mapping[str, Tensor]:
         """Weights of the source DiT, each read from its file when it is asked for."""
         source = self._section("source")
-        check_heads(Path(source.checkpoint), {**self._section("model"), **source.model})
-        return read_state(Path(source.checkpoint))
+        checkpoint, node = Path(source.checkpoint), {**self._section("model"), **source.model}
+        check_heads(checkpoint, node)
+        state = read_state(checkpoint)
+        check_latent_space(checkpoint, state, node)
+        return state
 
     @cached_property
     def source_model(self) -> nn.Module:

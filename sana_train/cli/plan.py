@@ -7,7 +7,8 @@ it: add what `python -m sana_train.cli.vae_table` says of encoding, or train on 
 
 Seconds are the matrix FLOPs, those of recomputing included, over the rate at which that way of computing
 was measured (data/step_rates.json, which names its records), and what the optimiser moves; --mfu takes a
-share of the chip's peak instead. Measured were networks of 2B: small ones take longer than this says. With
+share of the chip's peak instead. Rates are the training loop's where it was timed; below the table stands
+what was timed instead. Measured were networks of 2B: small ones take longer than this says. With
 --gpus and trainer=fsdp2 or hsdp, weights, gradients, moments and averages are shared; exchanges run beside
 the computing and count where they are longer. Rates of exchange are data sheets', not measured. The exit
 code is 1 if the row of the configuration itself does not fit.
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from sana_train.cli.arguments import positive, video_size
@@ -42,6 +44,8 @@ from sana_train.cli.process import exit_when_preempted, readable_errors
 from sana_train.data.progress import ClipProgress
 from sana_train.evaluation.record_tables import markdown_table
 from sana_train.training.callbacks.throughput import PEAK_BF16_FLOPS
+
+_WIDTH = 100
 
 
 def parser() -> argparse.ArgumentParser:
@@ -127,12 +131,25 @@ def table(planner: Planner, found: Mapping[Case, Prediction]) -> str:
     if planner.machine.num_gpus > 1:
         longest = max(row.exchange_s for row in found.values())
         notes.append(f"exchanges, beside the computing: up to {longest:.3g} s a step")
+    notes += where_seconds_are_from(planner, found)
+    wrapped = (textwrap.fill(note, _WIDTH, subsequent_indent="  ") for note in notes)
+    return "\n".join([markdown_table(rows), "", *wrapped])
+
+
+def where_seconds_are_from(planner: Planner, found: Mapping[Case, Prediction]) -> list[str]:
+    """A line for each source of rates, and one if any of them is not the training loop's."""
     sources: dict[str, dict[str, None]] = {}
     for case, row in found.items():
         if row.rate is not None:
             sources.setdefault(row.rate.source, {})[case.recompute] = None
-    notes += [f"seconds of {', '.join(policies)}: {source}" for source, policies in sources.items()]
-    return "\n".join([markdown_table(rows), "", *notes])
+    lines = [f"seconds of {', '.join(policies)}: {source}" for source, policies in sources.items()]
+    if any(row.rate is not None and not row.rate.is_of_loop for row in found.values()):
+        least, most = (100 * (ratio - 1) for ratio in planner.rates.loop_over_pass)
+        lines.append(
+            f"what is not the training loop's: it took {least:.0f} to {most:.0f} % longer than single passes "
+            "where both were timed"
+        )
+    return lines
 
 
 def _share(text: str) -> float:

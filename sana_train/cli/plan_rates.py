@@ -14,6 +14,13 @@ from sana_train.cli.load import CONF_DIR
 from sana_train.models.layers.recompute import Recompute
 
 RATES_FILE = CONF_DIR.parent / "data" / "step_rates.json"
+# What was timed, by ``covers`` in the file.
+_TIMED = {
+    "loop": "training loop",
+    "benchmark": "steps of a benchmark",
+    "step": "steps of a first timing",
+    "pass": "single passes",
+}
 
 
 @dataclass(frozen=True)
@@ -23,12 +30,14 @@ class Rate:
     Attributes:
         flops_per_s: matrix FLOPs, recomputed ones included, over the time of forward and backward.
         activation_bytes: of a token beyond weights, gradients and moments, measured; None: not measured.
-        source: folders of its records, and what was taken from elsewhere for want of one.
+        source: folders of its records, what was timed, and what was taken from elsewhere for want of one.
+        is_of_loop: whether the training loop was timed; it takes longer than what runs alone.
     """
 
     flops_per_s: float
     activation_bytes: float | None
     source: str
+    is_of_loop: bool
 
 
 @dataclass(frozen=True)
@@ -38,12 +47,14 @@ class Rates:
     Attributes:
         memory_bytes_per_s: what optimisers and averages reach.
         node_bytes_per_s, network_bytes_per_s: of a GPU to others of its node, and of other nodes.
+        loop_over_pass: least and most that the training loop took of a single pass's time.
     """
 
     chip: str
     memory_bytes_per_s: float
     node_bytes_per_s: float
     network_bytes_per_s: float
+    loop_over_pass: tuple[float, float]
     rows: tuple[dict[str, Any], ...]
 
     def of(self, kernels: str, recompute: Recompute) -> Rate:
@@ -63,9 +74,11 @@ class Rates:
                 fits = row["kernels"] == way and (policy is None or row["recompute"] == policy)
                 if fits and (chip is None or row["chip"] == chip):
                     folders = dict.fromkeys(str(Path(record).parent) for record in row["records"])
-                    source = f"{', '.join(folders).replace('/parts', '')} ({row['chip']}{remark})"
-                    measured = row["activation_bytes"] if row["recompute"] == recompute else None
-                    return Rate(row["flops_per_s"], measured if way == kernels else None, source)
+                    where = ", ".join(folders).replace("/parts", "")
+                    source = f"{where} ({row['chip']}, {_TIMED[row['covers']]}{remark})"
+                    is_own = (way, row["recompute"]) == (kernels, recompute)
+                    measured = row["activation_bytes"] if is_own else None
+                    return Rate(row["flops_per_s"], measured, source, row["covers"] == "loop")
         raise ValueError(
             f"{RATES_FILE} has no rate of {kernels} with trainer.recompute={recompute}; make it anew"
         )
@@ -80,11 +93,13 @@ def read_rates(chip: str, path: Path = RATES_FILE) -> Rates:
     if not path.is_file():
         raise ValueError(f"no {path}, which seconds are predicted from; it is part of the repository")
     content = json.loads(path.read_text())
+    least, most = content["loop_over_pass"]
     memory = content["memory_bytes_per_s"]
     return Rates(
         chip=chip,
         memory_bytes_per_s=memory.get(chip, memory["H100"])["value"],
         node_bytes_per_s=content["exchange_bytes_per_s"]["node"]["value"],
         network_bytes_per_s=content["exchange_bytes_per_s"]["network"]["value"],
+        loop_over_pass=(least, most),
         rows=tuple(content["rates"]),
     )

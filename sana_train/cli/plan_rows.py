@@ -162,8 +162,10 @@ class Planner:
         return Prediction(memory, max(computing_s, exchange_s), exchange_s, rate)
 
     def _memory(self, case: Case, rate: Rate | None) -> StepMemory:
+        # A compiler takes no tensors without numbers. What it keeps is less than plain PyTorch does.
+        counted = {"kernels": "reference"} if self.node.get("kernels") == "compiled" else {}
         whole = step_memory(
-            lambda: instantiate(self.node),
+            lambda: instantiate({**self.node, **counted}),
             self.latent_shape,
             micro_batch=case.micro_batch,
             is_accumulating=self.num_clips > case.micro_batch,

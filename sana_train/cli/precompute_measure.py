@@ -71,20 +71,11 @@ def measure(
     latents there. The pipeline takes decoded clips in host memory, encodes captions too, and writes shards
     to paths.latents, which are removed.
     """
-    indices, kept = range(min(num_clips, len(split.clips))), []
-
-    def decode(index: int) -> bool:
-        clip = split.load(index)
-        if clip.video is not None and len(kept) < _KEPT_CLIPS:  # a few more if threads meet here
-            kept.append(clip)
-        return clip.video is not None
-
-    started_s = time.perf_counter()
-    with ThreadPoolExecutor(num_cores()) as pool:
-        num_decoded = sum(pool.map(decode, indices))
-    decoding_s = time.perf_counter() - started_s
+    kept, num_decoded, decoding_s = decode(split, num_clips, num_cores(), _KEPT_CLIPS)
     if not kept:
-        raise ValueError(f"none of the first {len(indices)} clips of {split.name} can be decoded")
+        raise ValueError(
+            f"none of the first {min(num_clips, len(split.clips))} clips of {split.name} can be decoded"
+        )
 
     encoder = encoders.encoder(device, split.clips.video, latents)
     with ClipProgress("measuring", 2 * num_clips) as progress:
@@ -103,6 +94,24 @@ def measure(
         f"{num_cores()} cores\n"
     )
     return head + "".join(f"  {label:<26} {value}\n" for label, value in rows)
+
+
+def decode(
+    split: Split, num_clips: int, num_threads: int, num_kept: int
+) -> tuple[list[LoadedClip], int, float]:
+    """The first clips of ``split`` from its shards: some of them, how many were sound, seconds."""
+    kept: list[LoadedClip] = []
+
+    def one(index: int) -> bool:
+        clip = split.load(index)
+        if clip.video is not None and len(kept) < num_kept:  # a few more if threads meet here
+            kept.append(clip)
+        return clip.video is not None
+
+    started_s = time.perf_counter()
+    with ThreadPoolExecutor(num_threads) as pool:
+        num_decoded = sum(pool.map(one, range(min(num_clips, len(split.clips)))))
+    return kept, num_decoded, time.perf_counter() - started_s
 
 
 def bare_and_pipeline(

@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -52,7 +53,9 @@ def preflight(config_name: str, arguments: Sequence[str]) -> list[str]:
     try:
         arguments = leave_out_parts(arguments, config_name)
         cfg = check_overrides(arguments, config_name)
-        config = require_weights(load(cfg))
+        config = load(cfg)
+        require_one_space(config)
+        config = require_weights(config)
         require_files(config)
         require_same_run(Path(cfg.paths.runs) / run_id(cfg), cfg)
     except (ConfigError, MissingWeightsError) as error:
@@ -60,6 +63,31 @@ def preflight(config_name: str, arguments: Sequence[str]) -> list[str]:
     finally:
         GlobalHydra.instance().clear()
     return arguments
+
+
+def require_one_space(config: RunConfig) -> None:
+    """Notice a DiT of another width than its latents, which its first step would.
+
+    Raises:
+        ConfigError: channels of a DiT and of its autoencoder differ.
+    """
+    spaces: list[tuple[str, Mapping[str, Any] | None, Mapping[str, Any] | None]] = [
+        ("", config.model, config.autoencoder)
+    ]
+    if config.source is not None and config.model is not None:
+        spaces.append(("source.", {**config.model, **config.source.model}, config.source.autoencoder))
+    problems = []
+    for prefix, model, autoencoder in spaces:
+        if model is None or autoencoder is None:
+            continue
+        has, wanted = model.get("latent_channels"), autoencoder.get("latent_channels")
+        if None not in (has, wanted) and has != wanted:
+            problems.append(
+                f"{prefix}model.latent_channels: {has}, and {prefix}autoencoder has latents of {wanted} "
+                f"channels; set {prefix}model.latent_channels={wanted}, or choose the autoencoder of this DiT"
+            )
+    if problems:
+        raise ConfigError(problems)
 
 
 def require_files(config: RunConfig) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sana_train.utils.torch_files import map_torch_file, read_safetensors
+from sana_train.utils.torch_files import NO_TORCH_FILE, is_torch_file, map_torch_file, read_safetensors
 
 
 def map_tensors(file: Path) -> dict[str, Tensor]:
@@ -58,6 +58,8 @@ def _damage_of_safetensors(file: Path, size: int) -> str:
 
 
 def _damage_of_torch(file: Path, size: int) -> str:
+    if size and not is_torch_file(file):
+        return NO_TORCH_FILE
     with file.open("rb") as opened:
         is_archive = opened.read(2) == b"PK"
     return "the end is missing" if size == 0 or (is_archive and not zipfile.is_zipfile(file)) else ""

@@ -18,6 +18,7 @@ from sana_train.training.shell import TrainingShell
 
 # What SLURM sends on preemption, and what slurm/train.sbatch asks for before the time limit.
 PREEMPTION = (signal.SIGTERM, signal.SIGUSR1)
+_UNDER_WAY_S = 10.0  # by which one rank may get a signal later than another
 
 
 class StopAtStepEnd(StepCallback):
@@ -30,11 +31,17 @@ class StopAtStepEnd(StepCallback):
     Args:
         say: tells the user.
         deadline_s: on ``time.monotonic``'s clock; the step that ends after it is the last.
+        peers_hear: whether other ranks get the same SIGTERM or SIGUSR1, as srun sends it. Then a rank dies of
+            it until all have met for their first step, with nothing to save: who waits inside a library for a
+            rank that has left runs no handler of Python's. slurm/job.sh takes it for what it is.
     """
 
-    def __init__(self, say: Callable[[str], object], deadline_s: float | None = None) -> None:
+    def __init__(
+        self, say: Callable[[str], object], deadline_s: float | None = None, peers_hear: bool = False
+    ) -> None:
         self.say = say
         self.deadline_s = deadline_s
+        self.peers_hear = peers_hear
         self.was_preempted = False
         self.was_late = False
         self._received: int | None = None
@@ -44,18 +51,37 @@ class StopAtStepEnd(StepCallback):
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> None:
-        self._previous = {
-            number: signal.signal(number, self._handle) for number in (signal.SIGINT, *PREEMPTION)
-        }
+        self._previous = {number: signal.getsignal(number) for number in (signal.SIGINT, *PREEMPTION)}
+        signal.signal(signal.SIGINT, self._handle)
+        _listen(signal.SIG_DFL if self.peers_hear else self._handle)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if kind is None and not self.was_preempted:  # what came behind the last step is not lost
+            self._pass_on()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Lightning put a handler of its own around SIGTERM, which ends the process inside a step.
-        signal.signal(signal.SIGTERM, self._handle)
         self._group = gloo_group() if trainer.world_size > 1 else None
+        if self.peers_hear:
+            _listen(self._handle)
+            self._meet()
+
+    def _meet(self) -> None:
+        """Behind this every rank knows that all of them stop at a step's end."""
+        try:
+            dist.barrier(group=self._group)
+        except RuntimeError:
+            # One has died: of a signal that this one has, or gets soon, or of something else.
+            _listen(signal.SIG_DFL)
+            self._pass_on()
+            time.sleep(_UNDER_WAY_S)
+            raise
+
+    def _pass_on(self) -> None:
+        """Give a signal of the cluster that has come to whoever listens now."""
+        if self._received is not None and self._received in PREEMPTION:
+            signal.raise_signal(self._received)
 
     def on_step_end(self, shell: TrainingShell, step: int) -> None:
         is_late = self.deadline_s is not None and time.monotonic() >= self.deadline_s
@@ -77,3 +103,8 @@ class StopAtStepEnd(StepCallback):
         else:
             self.say(f"{signal.Signals(number).name}: stopping after this step and saving")
         self._received = number
+
+
+def _listen(handler: Any) -> None:
+    for number in PREEMPTION:
+        signal.signal(number, handler)

@@ -20,6 +20,9 @@ from pathlib import Path
 
 FAILURE_FILE = "failure.json"  # in the run's directory: why it ended
 PROGRESS, GOODBYE, FAILED = b".", b"q", b"x"
+# SLURM sends these to every process of a job's step; they are the rank's business, which may be saving. Who
+# starts this script blocks them meanwhile.
+OF_THE_RANK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 POLL_S = 0.5
 GRACE_S = 5.0  # for a stack to be written, and for a rank that failed to leave by itself
 
@@ -28,14 +31,15 @@ class Monitor:
     """Watches the process that started it.
 
     Args:
+        process: its id, which cannot be asked for when it has ended already.
         rank: of that process.
         folder: shared by the ranks of one start of the job.
         stall_s: seconds without progress.
     """
 
-    def __init__(self, rank: int, folder: Path, stall_s: float) -> None:
-        self.rank, self.folder, self.stall_s = rank, folder, stall_s
-        self.process = os.getppid()
+    def __init__(self, process: int, rank: int, folder: Path, stall_s: float) -> None:
+        self.process, self.rank, self.folder, self.stall_s = process, rank, folder, stall_s
+        self.has_begun = self.is_signalled = False
         self.stacks = stacks_of(folder, rank)
 
     def watch(self) -> None:
@@ -50,10 +54,14 @@ class Monitor:
                 self._kill_after(GRACE_S)
                 return
             if heard:
-                last = time.monotonic()
+                self.has_begun, last = True, time.monotonic()
+            if self._is_gone() and self.is_signalled and not self.has_begun:
+                take_back(self.stacks)
+                return  # as ranks die of a signal before their first step, and the others have it, too
             if self._is_gone():
                 why = "ended without a word: killed, or out of memory? Its stack went with it"
-                self._record(self._note(why), is_cause=True)
+                self._record(why, is_cause=True)
+                self._note(why)
                 self._announce()
                 return
             others = [path.stem for path in self.folder.glob("*.ended") if path.stem != self.stacks.stem]
@@ -61,8 +69,13 @@ class Monitor:
                 self._end(f"ended because {', '.join(sorted(others))} did")
                 return
             if time.monotonic() - last > self.stall_s:
-                self._record(self._end(f"ended after {self.stall_s:g} s without progress"), is_cause=False)
+                why = f"ended after {self.stall_s:g} s without progress"
+                self._record(why, is_cause=False)  # before a rank is ended, of which another one complains
+                self._end(why)
                 return
+
+    def be_signalled(self, *_: object) -> None:
+        self.is_signalled = True
 
     def _hear(self) -> bytes:
         if not select.select([0], [], [], POLL_S)[0]:
@@ -75,7 +88,7 @@ class Monitor:
     def _is_gone(self) -> bool:
         return os.getppid() != self.process
 
-    def _end(self, why: str) -> str:
+    def _end(self, why: str) -> None:
         self._announce()  # first: all ranks write where they are, before any of them is gone
         size = self.stacks.stat().st_size
         self._send(signal.SIGQUIT)  # faulthandler's
@@ -86,21 +99,22 @@ class Monitor:
             time.sleep(POLL_S)
             if size_now > before and self.stacks.stat().st_size == size_now:
                 break
-        line = self._note(why)
+        self._note(why)
         self._kill_after(0.0)
-        return line
 
     def _announce(self) -> None:
         self.stacks.with_suffix(".ended").touch()
 
-    def _note(self, what: str) -> str:
-        line = f"rank {self.rank} (process {self.process} on {socket.gethostname()}) {what}"
+    def _line(self, what: str) -> str:
+        return f"rank {self.rank} (process {self.process} on {socket.gethostname()}) {what}"
+
+    def _note(self, what: str) -> None:
+        line = self._line(what)
         with self.stacks.open("a") as file:
             file.write(f"{line}\n")
         sys.stderr.write(f"{line}; stacks of all ranks are in {self.folder}\n")
-        return line
 
-    def _record(self, line: str, *, is_cause: bool) -> None:
+    def _record(self, what: str, *, is_cause: bool) -> None:
         """Say why in the run's directory, as a run that fails by itself does.
 
         What is there already came first. But where a rank was killed, what came first is how another one,
@@ -109,7 +123,7 @@ class Monitor:
         file = self.folder.parents[1] / FAILURE_FILE
         if file.exists() and not is_cause:
             return
-        reason = f"{line}; stacks of all ranks are in {self.folder}"
+        reason = f"{self._line(what)}; stacks of all ranks are in {self.folder}"
         draft = file.with_name(f".{FAILURE_FILE}.{self.rank}")
         with contextlib.suppress(OSError):
             draft.write_text(json.dumps({"error": "RankEnded", "reason": reason}))
@@ -131,16 +145,27 @@ def stacks_of(folder: Path, rank: int) -> Path:
     return folder / f"rank_{rank:04d}.txt"
 
 
+def take_back(stacks: Path) -> None:
+    """Remove a file of stacks that says nothing, and the folders if it was their last."""
+    if not stacks.stat().st_size:
+        stacks.unlink()
+    for folder in (stacks.parent, stacks.parent.parent):
+        with contextlib.suppress(OSError):  # another rank's file is still there
+            folder.rmdir()
+
+
 def main() -> None:
     top = argparse.ArgumentParser(description=__doc__)
+    top.add_argument("--process", type=int, required=True)
     top.add_argument("--rank", type=int, required=True)
     top.add_argument("--folder", type=Path, required=True)
     top.add_argument("--stall-s", type=float, required=True)
     given = top.parse_args()
-    # SLURM sends these to every process of a job's step; they are the rank's business, which may be saving.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    Monitor(given.rank, given.folder, given.stall_s).watch()
+    monitor = Monitor(given.process, given.rank, given.folder, given.stall_s)
+    for number in OF_THE_RANK:
+        signal.signal(number, monitor.be_signalled)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_THE_RANK)
+    monitor.watch()
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def build_trainer(
         stall_s: after which a watchdog ends ranks without progress; None: they wait for half an hour.
     """
     set_determinism(deterministic)
-    return pl.Trainer(
+    trainer = pl.Trainer(
         accelerator=accelerator,
         devices=devices,
         num_nodes=num_nodes,
@@ -67,6 +67,10 @@ def build_trainer(
         benchmark=not deterministic,
         deterministic=deterministic,
     )
+    # Lightning's handler of SIGTERM sends to the other ranks, whatever they are about, and ends the process
+    # inside a step. Signals are the business of StopAtStepEnd.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def _strategy(name: StrategyName, stall_s: float | None) -> Strategy | str:
@@ -87,9 +91,12 @@ class _Sharded(ModelParallelStrategy):
 
 def _cluster() -> ClusterEnvironment | None:
     """SLURM without Lightning's own requeueing and checkpoints; None lets Lightning find out."""
-    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
-        return SLURMEnvironment(auto_requeue=False)
-    return None
+    return SLURMEnvironment(auto_requeue=False) if is_started_by_srun() else None
+
+
+def is_started_by_srun() -> bool:
+    """Whether every rank of this job is a task of srun, which sends signals to all of them."""
+    return SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
 
 
 def adopt_srun() -> None:

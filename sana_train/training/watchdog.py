@@ -21,6 +21,7 @@ import lightning.pytorch as pl
 
 from sana_train.training import stall_monitor
 from sana_train.training.callbacks.base import StepCallback
+from sana_train.training.shell import TrainingShell
 
 
 class Watchdog(StepCallback):
@@ -46,14 +47,20 @@ class Watchdog(StepCallback):
         rank = trainer.global_rank
         self._stacks = stall_monitor.stacks_of(folder, rank).open("a")  # as the monitor does
         faulthandler.register(signal.SIGQUIT, file=self._stacks, all_threads=True)
-        options = ["--rank", str(rank), "--folder", str(folder), "--stall-s", str(self.stall_s)]
+        options = ["--process", str(os.getpid()), "--rank", str(rank)]
+        options += ["--folder", str(folder), "--stall-s", str(self.stall_s)]
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, stall_monitor.OF_THE_RANK)
         self._monitor = subprocess.Popen(
             [sys.executable, "-I", "-S", stall_monitor.__file__, *options],
             stdin=subprocess.PIPE,
             start_new_session=True,  # signals to the rank's group are none of its business
         )
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         assert self._monitor.stdin is not None
         os.set_blocking(self._monitor.stdin.fileno(), False)
+
+    def on_run_start(self, shell: TrainingShell, step: int) -> None:
+        self._tell(stall_monitor.PROGRESS)
 
     def on_train_batch_end(self, *_: Any) -> None:
         self._tell(stall_monitor.PROGRESS)
@@ -82,11 +89,6 @@ class Watchdog(StepCallback):
         if self._monitor is not None and self._stacks is not None:
             self._monitor.communicate()
             faulthandler.unregister(signal.SIGQUIT)
-            file = Path(self._stacks.name)
             self._stacks.close()
-            if not file.stat().st_size:
-                file.unlink()
-            for folder in (file.parent, file.parent.parent):
-                with contextlib.suppress(OSError):  # another rank's file is still there
-                    folder.rmdir()
+            stall_monitor.take_back(Path(self._stacks.name))
         self._monitor = self._stacks = None

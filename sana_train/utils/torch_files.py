@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+NO_TORCH_FILE = "it does not begin as a file of torch.save: a web page, or a pointer of Git LFS?"
+
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:
     """Tensors of a ``.safetensors`` file; numbers are read where they are used.
@@ -41,12 +43,21 @@ def map_torch_file(file: Path) -> Any:
             "it once with torch.load(..., weights_only=False) and save its tensors alone"
         ) from error
     except RuntimeError as error:
+        if not is_torch_file(file):
+            raise damaged(file, ValueError(NO_TORCH_FILE)) from error
         if "mmap can only be used" in str(error):
             raise ValueError(
                 f"{file} is in torch's format from before 2020, which cannot be mapped into memory; load "
                 "it with torch.load(..., weights_only=True) and torch.save it again"
             ) from error
         raise damaged(file, error) from error
+
+
+def is_torch_file(file: Path) -> bool:
+    """By its first bytes: an archive, or a pickle as before 2020; a saved web page is neither."""
+    with file.open("rb") as opened:
+        first = opened.read(2)
+    return first == b"PK" or first[:1] == b"\x80"
 
 
 def damaged(file: Path, error: Exception) -> ValueError:

@@ -156,6 +156,10 @@ def test_what_is_loaded_is_not_made_at_random_before(tmp_path) -> None:
             lambda file: torch.save(published_state(), file, _use_new_zipfile_serialization=False),
             "format from before 2020",
         ),
+        (
+            lambda file: file.write_text("<!doctype html>"),
+            "does not begin as a file of torch.save: a web page",
+        ),
     ],
 )
 def test_a_published_file_that_cannot_be_read_says_why(tmp_path, change, message: str) -> None:

@@ -10,10 +10,11 @@ import torch
 import yaml
 
 from sana_train.autoencoders.weights import read_space
-from sana_train.cli.artifact import check_heads
+from sana_train.cli.artifact import check_heads, check_latent_space
 from sana_train.cli.instantiate import instantiate
 from sana_train.cli.load import REPOSITORY
 from sana_train.data.space import describe_space
+from sana_train.models.checkpoint import read_state
 from sana_train.utils.files import write_json
 
 TINY = REPOSITORY / "data" / "tiny"
@@ -45,6 +46,17 @@ def test_a_shipped_dit_and_a_lone_pth_are_taken(tmp_path: Path) -> None:
         check_heads(shipped, {**MODEL, "num_heads": 4})
     write_json(tmp_path / "config.json", {"num_attention_heads": 99})  # of something else in that folder
     check_heads(tmp_path / "sana.pth", MODEL)
+
+
+def test_another_latent_space_than_the_sources_is_told_before_a_run_ends_in_it() -> None:
+    shipped = TINY / "sana_dcae_v"
+    state, node = read_state(shipped), {"latent_channels": 64, "patch_size": [1, 1, 1]}
+    check_latent_space(shipped, state, node)
+    with pytest.raises(ValueError, match=r"sana_dcae_v is .*: latent_channels 64 against 16;"):
+        check_latent_space(shipped, state, {**node, "latent_channels": 16})
+    with pytest.raises(ValueError, match="patch_size 1x1x1 against 1x2x2;"):
+        check_latent_space(shipped, state, {**node, "patch_size": [1, 2, 2]})
+    check_latent_space(shipped, {"other.weight": state["patch_embed.weight"]}, node)  # another DiT than ours
 
 
 def test_a_built_autoencoder_and_its_folder_describe_one_space() -> None:

@@ -27,7 +27,7 @@ from sana_train.training.callbacks.throughput import ThroughputCallback, Work
 
 SMALL = """
     logger=wandb trainer.accelerator=cpu trainer.log_every=1 training.global_batch=4 training.micro_batch=4
-    training.max_steps=3 latents.batch_size=8
+    training.max_steps=3 training.checkpoint_every=1 latents.batch_size=8
 """
 # Dashboard -> a run that it is for, of the shipped parts, as small as it gets.
 RUNS = {
@@ -90,6 +90,8 @@ def test_the_keys_of_every_panel_are_logged_by_a_real_run(
         wanted = [key for panel in read_dashboard(name).panels for key in shown_keys(panel)]
         assert len(wanted) > 8
         assert {key for key in wanted if not keys_of(key, logged)} <= GPU_ONLY
+        speeds = {key for key in {*logged, *GPU_ONLY} if key.startswith("speed/")}
+        assert speeds - {"speed/mfu"} <= set(wanted)  # which needs to know what a sample costs
 
 
 def test_the_page_shows_the_same_panels_of_the_same_runs(runs: dict[str, Path]) -> None:

@@ -49,6 +49,23 @@ def test_a_default_of_the_signature_wants_a_plus() -> None:
     check_overrides(["logger=csv", "+logger.flush_logs_every_n_steps=5"])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["autoencoder=dcae_v_tiny"],
+            "model.latent_channels: 128, and autoencoder has latents of 64 channels",
+        ),
+        (["scale=2b", "autoencoder=dcae_v_2b"], "set model.latent_channels=64, or choose"),
+        (["source.model.latent_channels=32"], "source.model.latent_channels: 32, and source.autoencoder"),
+    ],
+)
+def test_a_dit_of_another_space_than_its_latents_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(SystemExit, match="Nothing was started") as error:
+        preflight("train", overrides)
+    assert message in str(error.value)
+
+
 @pytest.mark.parametrize("flag", ["--help", "--info", "--info=defaults", "--cfg", "-c"])
 def test_only_looking_is_not_checked(flag: str) -> None:
     assert preflight("train", [flag, "nonsense=1"]) == [flag, "nonsense=1"]
@@ -78,7 +95,10 @@ def small_2b(models: Path, clips: Path) -> list[str]:
         if file.suffix != ".pth":
             file = file / "vae" / "model.safetensors"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(b"legacy" if file.suffix == ".pth" else save({"x": torch.zeros(4)}))
+        if file.suffix == ".pth":
+            torch.save({}, file)
+        else:
+            file.write_bytes(save({"x": torch.zeros(4)}))
     for split in ("train", "heldout"):
         (clips / split).mkdir(parents=True)
         (clips / split / "shard-000000.tar").touch()

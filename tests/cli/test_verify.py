@@ -248,6 +248,10 @@ def test_without_clips_their_rows_are_skipped_with_the_reason(
     assert states(found) == {DIT: "green"}
     assert found[PSNR].note.startswith(reason)
     assert "HashedTextEncoder has no counterpart" in found[TEXT].note
+    spec = files / "dcae_v" / "spec.json"
+    spec.write_text(spec.read_text().replace('"channels": 64', '"channels": 32'))
+    found = rows([*dit(files), *source_autoencoder(files), *empty])
+    assert {found[name].state for name in SOURCE} == {"red"}  # a wrong file shows without clips
 
 
 def test_a_place_for_the_report_is_made_before_the_work(

@@ -37,6 +37,9 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         variants.main(
             [str(folder / "parts" / f"{kind}.json"), kind, *chosen, "--size", "tiny", "--rounds", "1"]
         )
+    decode = script("decode")
+    decode.NUM_CLIPS = decode.ROUNDS = 2
+    decode.main([str(folder / "parts"), str(folder / "scratch"), "--size", "tiny"])
     script("report").main([str(folder)])
     return folder
 
@@ -84,6 +87,50 @@ def test_memory_of_the_host_is_watched_from_beside() -> None:
     assert host.peak["anonymous"] >= host.before["anonymous"]
 
 
+def test_decoding_is_timed_from_files_that_cost_what_their_bits_do(out: Path) -> None:
+    record = part(out, "decode")
+    assert not list((out / "scratch" / "films").iterdir())
+    contents = {row["content"]: row for row in record["rows"]}
+    assert contents["world under noise"]["mbit_per_s"] > 2 * contents["world"]["mbit_per_s"]
+    assert {row["threads"] for row in record["rows"]} == {1, record["cores"]}
+    for row in record["rows"]:
+        assert row["frames_per_s"] == pytest.approx(17 * row["clips_per_s"])
+
+
+def test_films_move_back_and_forth() -> None:
+    module = script("decode")
+    source = module.WorldClips("heldout", 1, size_px=96)
+    film = module.film(source, 0, module.VideoShape(40, 64, 96), 0.0)
+    assert film.shape == (3, 40, 64, 96)
+    assert not torch.equal(film[:, 0], film[:, 1])
+    assert torch.equal(film[:, 15], film[:, 17])  # around frame 16, and around 32, which is frame 0 again
+    assert torch.equal(film[:, 31], film[:, 33])
+    assert torch.equal(film[:, 32], film[:, 0])
+
+
+@pytest.mark.slow
+def test_export_and_verify_run_as_a_user_runs_them(tmp_path: Path) -> None:
+    file = str(tmp_path / "wan.pth")
+    parts, scratch = str(tmp_path / "parts"), str(tmp_path / "scratch")
+    script("dit").main(["write", parts, "--checkpoint", file, "--size", "tiny"])
+    script("export").main([parts, scratch, "--checkpoint", file, "--size", "tiny"])
+    rows = part(tmp_path, "export")["rows"]
+    assert len(rows) == 4
+    for row in rows[1:]:
+        assert row["difference"] <= 1e-5
+        assert row["host_peak_gib"]["anonymous"] > 0.1  # python and torch alone are more
+    assert rows[1]["disk_gib"] == pytest.approx(rows[0]["disk_gib"], rel=0.02)  # both in bf16
+    assert list(Path(scratch).iterdir()) == []
+    script("report").main([str(tmp_path)])
+    assert "| convert --to nvlabs |" in (tmp_path / "results.md").read_text()
+
+
+def test_a_command_that_fails_is_said_with_what_it_printed(tmp_path: Path) -> None:
+    given = ["a", "b", "--to", "nvlabs", "--no"]
+    with pytest.raises(RuntimeError, match=r"(?s)bad ended with 2.*unrecognized arguments: --no"):
+        script("export").run("bad", "sana_train.cli.convert", given, tmp_path / "log")
+
+
 def test_a_step_that_does_not_fit_is_a_row_of_its_own() -> None:
     def call() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nmore")
@@ -103,7 +150,12 @@ def test_the_page_shows_what_was_measured(out: Path) -> None:
         "step",
         "ltx2",
         "dcae_v",
+        "decode",
     }
+    row = part(out, "decode")["rows"][0]
+    cores = row["core_s_per_clip"] / part(out, "ltx2")["rows"][-1]["encode"]["s"]
+    assert f"| world | {row['mbit_per_s']:.1f} | 1 |" in page
+    assert f" {cores:,.1f} |" in page
 
 
 def test_an_unknown_way_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,8 +125,21 @@ def test_rates_of_a_benchmark_leave_the_optimiser_out(tmp_path: Path) -> None:
         patch.setattr(
             Path, "read_text", lambda self, *a, **k: text if self == file else original(self, *a, **k)
         )
-        ((way, rate, activations, record),) = module.of_benchmark(file, model)
-    assert way == ("H200", "fused", "none")
+        ((way, covers, rate, activations, record),) = module.of_benchmark(file, model)
+    assert (way, covers) == (("H200", "fused", "none"), "benchmark")
     assert record == "experiments/speed/not-there/results.json"
     assert activations == pytest.approx(20 * 2**30 / (2 * 9680))
     assert rate == pytest.approx(2 * module.step_flops(model, (11, 22, 40), 300, "none") / 0.400, rel=0.01)
+
+
+def test_a_rate_is_the_loops_where_there_is_one() -> None:
+    module = script("calibrate")
+    way = ("H200", "reference", "full")
+    single, step, loop = (
+        module.Measured(way, covers, rate, None, covers)
+        for covers, rate in (("pass", 3.0), ("benchmark", 2.5), ("loop", 2.0))
+    )
+    assert module.best([single, loop, step]) == [loop]
+    assert module.best([single, step]) == [step]
+    assert module.rate_of(way, [loop])["covers"] == "loop"
+    assert module.loop_over_pass({way: [single, step, loop]}) == [1.5, 1.5]

@@ -168,6 +168,11 @@ def test_damage_shows_without_reading_the_numbers(make_dit, tmp_path):
     file = tmp_path / "model.safetensors"
     file.write_bytes((4).to_bytes(8, "little") + b"[{}]")
     assert "the header cannot be read" in damage(file)
+    file = tmp_path / "sana.pth"
+    file.write_text("version https://git-lfs.github.com/spec/v1")
+    assert "at 42 bytes (it does not begin as a file of torch.save" in damage(file)
+    torch.save(state, file, _use_new_zipfile_serialization=False)
+    assert damage(file) == ""  # old, and whole: reading it says what to do
 
 
 def test_a_file_of_another_user_is_said_to_be_one(make_dit, tmp_path, monkeypatch):

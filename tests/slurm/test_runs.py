@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import json
+import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +23,7 @@ from sana_train.cli import evaluate, precompute, sweep_table
 from sana_train.data.prepare import render_shards
 from sana_train.data.world.clips import WorldClips
 from sana_train.training.jsonl import read_jsonl
+from sana_train.training.stall_monitor import FAILURE_FILE
 from tests.cli.conftest import Workplace
 from tests.cli.test_evaluate import SMALL, make_run, metrics, same_means
 from tests.slurm.test_scripts import ENDED, EVALUATE, PRECOMPUTE, SWEEP, TRAIN
@@ -32,6 +38,7 @@ PYTHON = {
     "OMP_NUM_THREADS": "1",
     "MASTER_ADDR": "127.0.0.1",
 }
+PROMISED_S = 10.0  # from the end of a rank to that of its job
 TOY = ("training.micro_batch=2", "convergence.num_samples=0", "convergence.num_strips=0")
 ARMS = """# two arms, two seeds
 adaptation=random training.seed=0
@@ -102,8 +109,84 @@ def test_a_preempted_run_is_the_uninterrupted_one(
     assert trained(logged(found)) == trained(logged(expected))
     assert [line["step"] for line in logged(found) if "train/loss" in line] == list(range(1, 101))
     assert len((found / "metrics.csv").read_text().splitlines()) > 100
+    assert not list(ROOT.glob("hpc_ckpt*"))  # Lightning has not saved and requeued on its own account
     weights, reference = (load_file(run / "export" / "model.safetensors") for run in (found, expected))
     assert [name for name, value in reference.items() if not torch.equal(weights[name], value)] == []
+
+
+# What the second task of the first start runs: it listens, and never gets to where the first one waits.
+BUILDS = """
+import os, pathlib, runpy, sys, time
+from sana_train.cli import train
+def build(*_):
+    pathlib.Path(os.environ["up"]).touch()
+    time.sleep(99)
+train.Parts = build
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+def test_a_signal_that_finds_one_rank_in_set_up_does_not_lose_the_requeue(
+    cluster: VirtualCluster, place: Workplace, program: Callable[[str], dict[str, str]]
+) -> None:
+    """The other waits for it, inside a library."""
+    runs, up = place.root / "apart", place.root / "up"
+    is_held = '[[ $SLURM_PROCID -eq 1 && "${SLURM_RESTART_COUNT:-0}" -eq 0 ]]'
+    held = f"export up={up}; exec {sys.executable} -c '{BUILDS}' \"${{@:2}}\""
+    lines = f'if {is_held}; then {held}; fi; exec {sys.executable} "$@"'
+    words = place.overrides(["training.max_steps=2", *TOY, f"paths.runs={runs}"])
+    job = cluster.submit("--nodes=2", TRAIN, *words, **{**PYTHON, **program(lines)})
+    cluster.wait_until(lambda: up.exists() and any(runs.glob("*/identity.json")))
+    time.sleep(2)  # from claiming its id to waiting
+    cluster.run("scancel", "--signal=USR1", job)
+    facts = cluster.wait_for(job, "COMPLETED", "FAILED")
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), cluster.log(job)
+    assert [line["step"] for line in logged(only_run(runs)) if "train/loss" in line] == [1, 2]
+
+
+def test_a_rank_that_is_killed_ends_the_job_and_is_named(
+    cluster: VirtualCluster, place: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = place.root / "killed"
+    steps = ("training.max_steps=60", "training.checkpoint_every=2", "convergence.steps=[0, 60]")
+    words = (*steps, *TOY, f"paths.runs={runs}")
+    job = cluster.submit("--nodes=2", TRAIN, *place.overrides(words), **PYTHON)
+    cluster.wait_until(lambda: any(line["step"] >= 3 for path in runs.glob("*") for line in logged(path)))
+    process = process_of(job, rank=1)
+    os.kill(process, signal.SIGKILL)
+    died = time.monotonic()
+    facts = cluster.wait_for(job, *ENDED)
+    assert time.monotonic() - died < PROMISED_S
+    assert (facts["JobState"], facts["Restarts"]) == ("FAILED", "0"), cluster.log(job)
+
+    run = only_run(runs)
+    (stacks,) = run.glob("stacks/*")
+    cause, killed = f"rank 1 (process {process} on ", "ended without a word"
+    # Monitors may write a little longer than the job lives.
+    cluster.wait_until(lambda: json.loads((run / FAILURE_FILE).read_text())["reason"].startswith(cause))
+    cluster.wait_until(lambda: killed in (stacks / "rank_0001.txt").read_text())
+    cluster.wait_until(lambda: "training_epoch_loop.py" in (stacks / "rank_0000.txt").read_text())
+
+    capsys.readouterr()
+    place.train(*words)  # the same command, here on one rank
+    assert re.search(r"going on from step [1-9]", capsys.readouterr().out)
+    assert only_run(runs) == run
+    assert [line["step"] for line in logged(run) if "train/loss" in line] == list(range(1, 61))
+    assert not (run / FAILURE_FILE).exists()
+
+
+def process_of(job: str, rank: int) -> int:
+    """The id of the Python that srun started as ``rank``; not its data workers, which look the same."""
+    found: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            command = (folder / "cmdline").read_bytes().split(b"\0")
+            variables = (folder / "environ").read_bytes().split(b"\0")
+            is_of_job = {f"SLURM_JOB_ID={job}".encode(), f"SLURM_PROCID={rank}".encode()} <= {*variables}
+            if is_of_job and command[:2] == [sys.executable.encode(), b"train.py"]:
+                found[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    [process] = [each for each, parent in found.items() if parent not in found]
+    return process
 
 
 def table(*places: Path, out: Path) -> list[dict[str, str]]:

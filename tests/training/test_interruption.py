@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +20,12 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from rank_processes import exit_codes
 from torch import Tensor
 from training_harness import assert_same_run, launch, make_task, metrics
 
 from sana_train.training import checkpoint as ckpt
+from sana_train.training import interruption
 from sana_train.training.callbacks.base import StepCallback
 from sana_train.training.interruption import StopAtStepEnd
 from sana_train.training.shell import TrainingShell
@@ -45,19 +48,6 @@ def train_slowly(run_dir: Path) -> None:
     stop = StopAtStepEnd(lambda text: None)
     launch(run_dir, max_steps=1000, micro_batch=4, callbacks=[SlowSteps()], checkpoint_every=1000, stop=stop)
     os._exit(75 if stop.was_preempted else 0)
-
-
-def train_slowly_under_slurm(run_dir: Path) -> None:
-    """As srun starts a task; an `scontrol` in the run's folder tells if somebody calls it."""
-    run_dir.mkdir(parents=True)
-    os.chdir(run_dir)
-    scontrol = run_dir / "scontrol"
-    scontrol.write_text("#!/bin/sh\ntouch requeued\n")
-    scontrol.chmod(0o755)
-    job = {"JOB_ID": "17", "JOB_NAME": "train", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
-    os.environ.update({f"SLURM_{name}": value for name, value in job.items()})
-    os.environ["PATH"] = f"{run_dir}:{os.environ['PATH']}"
-    train_slowly(run_dir)
 
 
 def hang_in_second_save(run_dir: Path) -> None:
@@ -117,17 +107,9 @@ def checkpoints(run_dir: Path) -> list[str]:
     return sorted(os.listdir(run_dir / "checkpoints"))
 
 
-@pytest.mark.parametrize(
-    ("target", "number", "code"),
-    [
-        (train_slowly, signal.SIGINT, 0),
-        (train_slowly, signal.SIGTERM, 75),
-        (train_slowly_under_slurm, signal.SIGTERM, 75),
-        (train_slowly_under_slurm, signal.SIGUSR1, 75),
-    ],
-)
-def test_a_signal_saves_and_the_run_goes_on(tmp_path: Path, target: Any, number: int, code: int) -> None:
-    child = start(target, tmp_path / "stopped")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
+def test_a_signal_saves_and_the_run_goes_on(tmp_path: Path, number: int, code: int) -> None:
+    child = start(train_slowly, tmp_path / "stopped")
     log = tmp_path / "stopped" / "metrics.jsonl"
     wait_until(lambda: log.is_file() and len(log.read_text().splitlines()) >= 2, child)
     os.kill(child.pid, number)
@@ -137,8 +119,6 @@ def test_a_signal_saves_and_the_run_goes_on(tmp_path: Path, target: Any, number:
     assert last is not None
     step = ckpt.step_of(last)
     assert metrics(tmp_path / "stopped")[-1]["step"] == step
-    assert not list((tmp_path / "stopped").glob("*hpc*"))
-    assert not (tmp_path / "stopped" / "requeued").exists()
     resumed = launch(tmp_path / "stopped", max_steps=step + 2, micro_batch=4)
     straight = launch(tmp_path / "straight", max_steps=step + 2, micro_batch=4)
     assert_same_run(straight, resumed)
@@ -192,6 +172,70 @@ def test_the_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     assert checkpoints(tmp_path / "run") == ["step_0000003"]
 
 
+class SignalAtTheEnd(StepCallback):
+    def on_run_end(self, shell: TrainingShell, step: int) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def test_a_signal_behind_the_last_step_is_passed_on(tmp_path: Path) -> None:
+    """By then nobody looks for it at a step's end; what is measured next may take longer than is left."""
+    heard: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
+    try:
+        launch(tmp_path / "run", max_steps=2, callbacks=[SignalAtTheEnd()])
+        assert heard == [signal.SIGUSR1]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert checkpoints(tmp_path / "run") == ["step_0000002"]
+
+
+def leave_before_the_others(run_dir: Path, moment: str, delay_s: float) -> None:
+    """The second rank has the signal at ``moment``, the first ``delay_s`` after it has come as far itself."""
+    is_first = os.environ["RANK"] == "0"
+
+    def signal_me(*_: Any) -> None:
+        threading.Timer(delay_s if is_first else 0.5, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        if not is_first:
+            time.sleep(PATIENCE_S)
+
+    class InSetUp(pl.Callback):
+        def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            if moment == "set-up":
+                signal_me()
+
+    made = interruption.gloo_group
+
+    def gloo_group() -> Any:
+        group = made()
+        if moment == "meeting":
+            signal_me()
+        return group
+
+    interruption.gloo_group = gloo_group  # type: ignore[assignment]
+    stop = StopAtStepEnd(lambda text: None, peers_hear=True)
+    launch(
+        run_dir,
+        max_steps=10**6,
+        micro_batch=4,
+        devices=2,
+        callbacks=[InSetUp()],
+        stop=stop,
+    )
+
+
+@pytest.mark.parametrize(
+    ("moment", "delay_s"),
+    [
+        pytest.param("set-up", 1.0, id="the other waits in a library"),
+        pytest.param("meeting", 0.2, id="the other has the signal already"),
+        pytest.param("meeting", 1.0, id="the other has the signal later"),
+    ],
+)
+def test_ranks_that_a_signal_finds_apart_die_of_it(tmp_path: Path, moment: str, delay_s: float) -> None:
+    codes = exit_codes(leave_before_the_others, tmp_path / "run", moment, delay_s, limit_s=40)
+    assert codes == [-signal.SIGUSR1, -signal.SIGUSR1]
+
+
 def test_kill_during_a_save_loses_only_what_came_after_the_last_one(tmp_path: Path) -> None:
     child = start(hang_in_second_save, tmp_path / "killed")
     wait_until((tmp_path / "killed" / "half-way").is_file, child)
@@ -228,6 +272,7 @@ from pathlib import Path
 import torch
 from sana_train.training import checkpoint as ckpt
 from sana_train.training.callbacks.base import StepCallback
+from rank_processes import exit_codes
 from training_harness import assert_same_run, launch
 
 disk, other = Path(sys.argv[1]), Path(sys.argv[2])

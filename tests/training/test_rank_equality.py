@@ -44,7 +44,7 @@ def train(
     precision: str = "32-true",
 ) -> None:
     """Every rank accumulates two micro-batches to the global batch of 8; a group starts at step 5."""
-    task = make_task(kept_start_step=5)
+    task = make_task(kept_start_step=5, depth=2)  # blocks are gathered one behind the other
     task.model.set_recompute(recompute)  # type: ignore[operator]
     task.model.set_kernels(kernels)  # type: ignore[operator]
     launch(

@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 from rank_processes import exit_codes
 from training_harness import launch
@@ -14,6 +15,7 @@ from training_harness import launch
 from sana_train.cli.failure import failure_recorded
 from sana_train.cli.run_id import IDENTITY_FILE
 from sana_train.training.callbacks.base import StepCallback
+from sana_train.training.interruption import StopAtStepEnd
 from sana_train.training.shell import TrainingShell
 from sana_train.training.stall_monitor import FAILURE_FILE
 from sana_train.training.watchdog import Watchdog
@@ -107,6 +109,41 @@ def wait_for(place: Path, words: str) -> None:
             return
         time.sleep(0.1)
     raise AssertionError(f"{words!r} is not in {texts}")
+
+
+class SignalledInSetUp(pl.Callback):
+    """The second rank and its monitor get the signal before the first step, the others 3 s later."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        (watchdog,) = [each for each in trainer.callbacks if isinstance(each, Watchdog)]  # type: ignore[attr-defined]
+        assert watchdog._monitor is not None
+        time.sleep(3.0 * (trainer.global_rank == 0))
+        for process in (watchdog._monitor.pid, os.getpid()):
+            os.kill(process, signal.SIGUSR1)
+
+
+def train_until_signalled(run_dir: Path) -> None:
+    stop = StopAtStepEnd(lambda text: None, peers_hear=True)
+    launch(
+        run_dir,
+        max_steps=10**6,
+        micro_batch=4,
+        devices=2,
+        callbacks=[SignalledInSetUp()],
+        stall_s=STALL_S,
+        stop=stop,
+    )
+
+
+def test_a_rank_that_a_signal_ends_before_its_first_step_was_not_killed(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    codes = exit_codes(train_until_signalled, run_dir)
+    assert codes == [-signal.SIGUSR1, -signal.SIGUSR1]
+    deadline = time.monotonic() + PROMISED_S
+    while (run_dir / "stacks").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)  # monitors live a little longer
+    assert not (run_dir / "stacks").exists()
+    assert not (run_dir / FAILURE_FILE).exists()
 
 
 def train_well(run_dir: Path) -> None:

@@ -59,12 +59,12 @@ class WordTable(nn.Module):
         self.table = nn.Embedding(3, CONTEXT_DIM)
 
 
-def make_model() -> SanaVideoDiT:
+def make_model(depth: int = 1) -> SanaVideoDiT:
     torch.manual_seed(0)
     return SanaVideoDiT(
         latent_channels=4,
         patch_size=[1, 1, 1],
-        depth=1,
+        depth=depth,
         width=48,
         num_heads=2,
         cross_num_heads=2,
@@ -90,10 +90,13 @@ def make_clips(
 
 
 def make_task(
-    kept_start_step: int | None = None, kind: type[FlowTask] = FlowTask, compile_mode: str = "none"
+    kept_start_step: int | None = None,
+    kind: type[FlowTask] = FlowTask,
+    compile_mode: str = "none",
+    depth: int = 1,
 ) -> FlowTask:
     """A task that trains all, or the new layers at once and all others from ``kept_start_step``."""
-    model = make_model()
+    model = make_model(depth)
     named = list(model.named_parameters())
     groups: list[dict[str, Any]] = [{"name": "all", "params": [p for _, p in named]}]
     if kept_start_step is not None:

@@ -9,7 +9,7 @@ from nbclient import NotebookClient
 NOTEBOOK = Path(__file__).parents[3] / "notebooks" / "convergence.ipynb"
 
 
-SHIPPED = NOTEBOOK.parents[1] / "experiments" / "ltx_adapt_tiny_2"
+SHIPPED = NOTEBOOK.parents[1] / "experiments" / "ltx_adapt_tiny_3"
 
 
 @pytest.mark.parametrize("is_shipped", [False, True])

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 
 def test_the_readme_says_what_the_record_says():
     text = (ROOT / "README.md").read_text()
-    assert replace_block(text, readme_block(ROOT / "experiments" / "ltx_adapt_tiny_2")) == text
+    assert replace_block(text, readme_block(ROOT / "experiments" / "ltx_adapt_tiny_3")) == text
 
 
 def test_block_of_a_record_holds_table_and_gate(record_dir, tmp_path):
