@@ -115,7 +115,7 @@ def of_real_size(model: SanaVideoDiT) -> list[Measured]:
 def of_kernels(file: Path, model: SanaVideoDiT) -> list[Measured]:
     """Steps with AdamW and without averages. Rows of the first timing lost by which kernels they are.
 
-    Of those the first three are plain PyTorch's; fused kernels were timed again since, and compiled blocks had
+    Of those the first three are plain PyTorch's; fused kernels were timed again since, compiled blocks had
     wrong gradients, so that their times are of nothing.
     """
     content = json.loads(file.read_text())
