@@ -2,7 +2,7 @@
 
     python experiments/speed/calibrate.py
 
-Read are experiments/real_size/results.json (the training loop, and single passes), kernels/kernels.json and,
+Read are experiments/real_size/results.json (the training loop, and single passes), runs of kernels.py and,
 where they are there, results.json of ``cli.benchmark`` and ``cli.benchmark_peers`` in folders of
 experiments/speed. A rate is matrix FLOPs, recomputed ones included, over milliseconds without the
 optimiser's. What a chip and way has of the training loop counts alone, else what a benchmark's steps give,
@@ -51,7 +51,7 @@ class Measured(NamedTuple):
 
     Attributes:
         covers: of ``COVERS``: loop, the training loop; benchmark, a step of ``cli.benchmark``; step, one of
-            the first timing of the kernels; pass, forward and backward alone.
+            the timings of the kernels; pass, forward and backward alone.
         flops_per_s: of forward and backward.
         activation_bytes: of a token; None: not told.
         record: its file.
@@ -113,14 +113,18 @@ def of_real_size(model: SanaVideoDiT) -> list[Measured]:
 
 
 def of_kernels(file: Path, model: SanaVideoDiT) -> list[Measured]:
-    """Steps of the first timing: a row for each way and policy, in this order; AdamW in them, no averages."""
+    """Steps with AdamW and without averages. Rows of the first timing lost by which kernels they are.
+
+    Of those the first three are plain PyTorch's; fused kernels were timed again since, compiled blocks had
+    wrong gradients, so that their times are of nothing.
+    """
     content = json.loads(file.read_text())
     chip = chip_of(content["environment"]["device"])
-    ways = ("reference", "fused")  # compiled blocks had wrong gradients there, so their times are of nothing
     policies: tuple[Recompute, ...] = ("none", "full", "selective")
     found = []
-    for (kernels, policy), row in zip(product(ways, policies), content["train"], strict=False):
+    for policy, row in zip(policies, content["train"], strict=False):
         assert (row["recompute"], row["batch"]) == (policy, 1)
+        kernels = row["kernels"] if isinstance(row["kernels"], str) else "reference"
         ms = row["step_ms"] - optimiser_ms(model, chip, ADAMW_BYTES)
         rate = step_flops(model, GRID, NUM_CONTEXT, policy) / ms * 1e3
         per_token = (row["peak_gib"] * 2**30 - 16 * num_parameters_of(model)) / math.prod(GRID)
@@ -187,7 +191,9 @@ def loop_over_pass(ways: Mapping[Key, Sequence[Measured]]) -> list[float]:
 
 def main() -> None:
     model = model_2b()
-    found = of_real_size(model) + of_kernels(HERE / "kernels" / "kernels.json", model)
+    found = of_real_size(model)
+    for name in ("kernels.json", "second_steps.json"):
+        found += of_kernels(HERE / "kernels" / name, model)
     for file in sorted(HERE.glob("*/results.json")):
         if json.loads(file.read_text())["facts"]["what"] in ("ours", "peers"):
             found += of_benchmark(file, model)

@@ -324,7 +324,7 @@ def pieces(size: str, bench: Bench) -> None:
         return x + gate * (u + F.linear(around, weight)).flatten(0, 2)
 
     bench.run("pieces", {"piece": "temporal convolution with gated residual"}, lambda: _piece(
-        fused.GatedTemporal.apply, temporal,
+        lambda *x: fused.GatedTemporal.apply(*x, True), temporal,
         [full(rows, dim), half(1, frames, height * width, dim), half(dim, 3 * dim) / (3 * dim) ** 0.5,
          full(1, dim)], [0, 1, 2, 3], 26 * unit))  # fmt: skip
 
@@ -446,8 +446,8 @@ def breakdown(work: Callable[[], Any]) -> dict[str, Any]:
 # everything, and in a denoising step. float32 rows count two; what is read again from the cache does not.
 MOVED = {
     "_norm_forward": (11, 9), "_norm_backward": (15, 0), "_gate_forward": (11, 11), "_gate_backward": (11, 0),
-    "_gated_conv": (27, 9), "_conv_backward": (18, 0), "_gather_neighbours": (8, 4),
-    "_rms_statistics": (3, 3), "_rms_backward": (9, 0),
+    "_gated_conv": (27, 9), "_conv_backward": (18, 0), "_gather_neighbours": (4, 4),
+    "_gather_readers": (4, 0), "_rms_statistics": (3, 3), "_rms_backward": (9, 0),
     "_linear_summarise": (2, 2), "_linear_mix": (2, 2), "_linear_mix_backward": (3, 0),
     "_linear_summarise_backward": (4, 0),
     "_cross_forward": (2, 2), "_cross_query_backward": (4, 0), "_cross_key_backward": (2, 0),

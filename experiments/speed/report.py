@@ -3,7 +3,8 @@
     python experiments/speed/report.py [OUT]
 
 OUT (this folder) holds ``peers``, ``ours`` and ``stage_two``, each with the results.json of its command; what
-is not there is named. Nothing in results.md is written by hand.
+is not there is named. ``kernels`` holds runs of kernels.py, under any names. Nothing in results.md is written
+by hand.
 """
 
 from __future__ import annotations
@@ -105,6 +106,53 @@ def stage_two(content: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def kernel_runs(out: Path) -> list[str]:
+    """What each run of kernels.py found: steps, where their time goes, errors beside plain PyTorch's."""
+    parts = []
+    for file in sorted((out / "kernels").glob("*.json")):
+        content = json.loads(file.read_text())
+        facts = content["environment"]
+        where = f"{facts['device']}, torch {facts['torch']}, commit {facts['commit']}."
+        parts += [f"### kernels/{file.name}", where, *_kernel_steps(content)]
+        if "error_ratios" in content:
+            parts.append(_error_ratios(content["error_ratios"], len(content["errors"])))
+    return parts
+
+
+def _kernel_steps(content: dict[str, Any]) -> list[str]:
+    found = [row for row in [*content.get("train", []), *content.get("denoise", [])] if "families_ms" in row]
+    if not all(isinstance(row["kernels"], str) for row in found):
+        return ["Its steps do not say by which kernels; docs/kernels.md does."]
+    rows = [["step", "batch", "kernels", "recompute", "ms", "forward + backward", "peak GiB"]]
+    kinds = []
+    for row in found:
+        name = "train" if "step_ms" in row else "denoise"
+        numbers = [
+            row.get("step_ms", row.get("denoise_ms")),
+            row.get("forward_backward_ms"),
+            row.get("peak_gib"),
+        ]
+        of = [name, str(row.get("batch", 2)), row["kernels"], row.get("recompute", "-")]
+        rows.append([*of, *("" if number is None else f"{number:.1f}" for number in numbers)])
+        kinds.append(_kinds(", ".join(of[::2] + of[3:]), row["families_ms"]))
+    return [markdown_table(rows), "\n".join(kinds)] if kinds else []
+
+
+def _kinds(name: str, families: dict[str, float]) -> str:
+    return f"- {name}, ms: " + ", ".join(f"{kind} {ms:.1f}" for kind, ms in families.items())
+
+
+def _error_ratios(found: list[dict[str, Any]], num_inputs: int) -> str:
+    rows = [["kernels", "output", "median layer", "over 1.1", "worst layer", "its ratio"]]
+    for row in found:
+        over, (worst, ratio) = f"{row['over_1.1']} of {row['of']}", row["worst"][0]
+        numbers = [f"{row['output']:.3f}", f"{row['median']:.3f}", over, worst, f"{ratio:.4g}"]
+        rows.append([row["kernels"], *numbers])
+    return f"Errors over plain PyTorch's in bfloat16, medians of {num_inputs} inputs:\n\n" + markdown_table(
+        rows
+    )
+
+
 def report(out: Path) -> str:
     peers, ours, refiner = (read(out, name) for name in ("peers", "ours", "stage_two"))
     parts = ["# Speed"]
@@ -127,6 +175,8 @@ def report(out: Path) -> str:
         facts = refiner["facts"]
         where = f"{facts['device']}, torch {facts['torch']}, commit {facts['commit']}."
         parts += ["## Stage 2", where, stage_two(refiner)]
+    kernels = kernel_runs(out)
+    parts += ["## Kernels", *kernels] if kernels else []
     missing = [
         name for name, found in (("peers", peers), ("ours", ours), ("stage_two", refiner)) if found is None
     ]

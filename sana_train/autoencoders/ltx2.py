@@ -19,6 +19,7 @@ from sana_train.autoencoders.layout import channels_last_
 from sana_train.autoencoders.ltx2_layout import exchange_layers_
 from sana_train.autoencoders.weights import load_weights, without_values
 from sana_train.types import LatentSpec
+from sana_train.utils.compiling import compile_module
 
 # (time, space) of one resampling block, by diffusers' names.
 _STRIDES = {"spatial": (1, 2), "temporal": (2, 1), "spatiotemporal": (2, 2)}
@@ -141,7 +142,7 @@ class LTX2VideoAutoencoder(VideoAutoencoder):
             channels_last_(self.vae)
         if compile_mode != "none":
             for network in (self.vae.encoder, self.vae.decoder):
-                network.compile(mode=compile_mode, dynamic=False)
+                compile_module(network, compile_mode)
 
     def encode(self, video: Tensor) -> Tensor:
         """(B, 3, 1 + k * st, H, W) in [-1, 1] -> raw latents (B, C, 1 + k, H/sh, W/sw), the mode."""

@@ -71,8 +71,6 @@ class SanaVideoBlock(nn.Module):
 
         ``caption`` is what ``cross_attn`` makes of the context, if that is known.
         """
-        # Outside of what is compiled. Inside it, for one clip on a GPU (torch 2.11), the gradients of tables
-        # were wrong, the more the earlier the block, as if both summands' gradients shared their memory.
         table = self.scale_shift_table + modulation  # (B, F, 6, D)
         # Recomputation is inside what is compiled, so that the compiler plans with it, and inside a sharded
         # block, whose weights are gathered when its backward pass begins.

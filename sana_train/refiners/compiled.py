@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sana_train.refiners.primed import PrimedRotations
+from sana_train.utils.compiling import compile_module
 
 # reference: diffusers' forward as it is, always the truth; compiled: what this file does.
 RefinerKernels = Literal["reference", "compiled"]
@@ -32,7 +33,7 @@ def without_repeated_work(transformer: Any) -> PrimedRotations:
     1408x2560x81 the tables of the rotations are 1 GB.
     """
     for block in transformer.transformer_blocks:
-        block.compile(dynamic=False)
+        compile_module(block)
     return PrimedRotations(transformer)
 
 

@@ -21,6 +21,7 @@ from sana_train.models.kernels.functions import (
 )
 from sana_train.models.kernels.weights import forget
 from sana_train.models.kernels.weights import rounded as rounded_weight
+from sana_train.models.layers.recompute import is_computed_again
 from sana_train.models.layers.rope import Rotation
 
 if TYPE_CHECKING:
@@ -98,5 +99,5 @@ def fused_block(
         width,
     )
     projected = projected.view(batch, frames, height * width, -1)
-    rows = GatedTemporal.apply(rows, projected, prepared(ffn.temporal), ffn_gate)
+    rows = GatedTemporal.apply(rows, projected, prepared(ffn.temporal), ffn_gate, not is_computed_again())
     return rows.view(batch, num_tokens, -1)

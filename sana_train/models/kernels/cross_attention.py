@@ -234,12 +234,12 @@ def _(
 def cross_attention_backward(
     grad: Tensor, out: Tensor, query: Tensor, q_weight: Tensor, rstd: Tensor, key: Tensor, value: Tensor,
     lengths: Tensor, lse: Tensor, num_heads: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of ``cross_attention_forward``.
 
     Returns:
-        (B, N, D) of query; (D,) float32 of the norm's weight; (D,) float32 sum of the first over rows, the
-        gradient of a bias in it; (B, S, D) of key and of value.
+        (B, N, D) of query; (2, D) float32 of the norm's weight, and the sum of the first over rows, which is
+        the gradient of a bias in it; (2, B, S, D) of key and of value.
     """
     batch, num_tokens, width = query.shape
     num_keys, head_dim, rows = key.shape[1], width // num_heads, batch * num_tokens
@@ -264,18 +264,16 @@ def cross_attention_backward(
         *sizes,
         tokens, head_dim**-0.5, QUERIES=_BACKWARD_QUERIES, KEYS=_KEYS, HEAD=head, num_warps=8, num_stages=3,
     )  # fmt: skip
-    dkey, dvalue = (each.sum(0).to(key.dtype) for each in partial)
-    dweight, dbias = rms_backward(
+    sums = rms_backward(
         dquery.view(-1, width), query.view(-1, width), q_weight, rstd, along.sum(0, keepdim=True), width
     )
-    return dquery, dweight.clone(), dbias.clone(), dkey, dvalue
+    return dquery, sums, partial.sum(1).to(key.dtype)
 
 
 @cross_attention_backward.register_fake
 def _(
     grad: Tensor, out: Tensor, query: Tensor, q_weight: Tensor, rstd: Tensor, key: Tensor, value: Tensor,
     lengths: Tensor, lse: Tensor, num_heads: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    small = query.new_empty(query.shape[-1], dtype=torch.float32)
-    keys = query.new_empty(key.shape)
-    return torch.empty_like(query), small, torch.empty_like(small), keys, torch.empty_like(keys)
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    sums = query.new_empty((2, query.shape[-1]), dtype=torch.float32)
+    return torch.empty_like(query), sums, query.new_empty((2, *key.shape))

@@ -28,7 +28,7 @@ silu_conv_backward = direct(gated_conv.silu_conv_backward)
 linear_attention_forward = direct(linear_attention.linear_attention_forward)
 linear_attention_backward = direct(linear_attention.linear_attention_backward)
 norm_forward, norm_backward = direct(modulation.norm_forward), direct(modulation.norm_backward)
-neighbours = direct(temporal.neighbours)
+neighbours, readers = direct(temporal.neighbours), direct(temporal.readers)
 gate_forward, gate_backward = direct(modulation.gate_forward), direct(modulation.gate_backward)
 
 NORM_EPS = 1e-6
@@ -44,6 +44,11 @@ def _weight_gradient(grad: Tensor, x: Tensor, like: torch.dtype) -> Tensor:
 def _rows(x: Tensor) -> Tensor:
     """(G, D) whose rows are contiguous, as slices of a modulation table are."""
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _over_groups(sums: Tensor) -> Tensor:
+    """(G, D) -> (D,)."""
+    return sums.sum(0) if len(sums) > 1 else sums[0]
 
 
 def _keys(x: Tensor) -> Tensor:
@@ -76,11 +81,11 @@ class ModulatedLinear(Function):
         normalised, rstd, shift, scale, weight = ctx.saved_tensors
         grad = grad.contiguous()
         dmodulated = torch.mm(grad, weight)
-        dx, modulated, dshift, dscale, _, _ = norm_backward(
+        dx, modulated, sums, _ = norm_backward(
             dmodulated, past.contiguous(), normalised, rstd, shift, scale, False
         )
         dweight = _weight_gradient(grad, modulated, ctx.weight_dtype)
-        return dx, dshift.to(shift.dtype), dscale.to(scale.dtype), dweight, None
+        return dx, sums[0].to(shift.dtype), sums[1].to(scale.dtype), dweight, None
 
 
 class LinearModulatedLinear(Function):
@@ -108,16 +113,16 @@ class LinearModulatedLinear(Function):
         a, weight, normalised, rstd, shift, scale, next_weight = ctx.saved_tensors
         weight_dtype, bias_dtype, next_dtype = ctx.dtypes
         grad = grad.contiguous()
-        dx, modulated, dshift, dscale, dupdate, dbias = norm_backward(
+        dx, modulated, sums, dupdate = norm_backward(
             torch.mm(grad, next_weight), past.contiguous(), normalised, rstd, shift, scale, True
         )
         return (
             dx,
             torch.mm(dupdate, weight),
             _weight_gradient(dupdate, a, weight_dtype),
-            dbias.to(bias_dtype),
-            dshift.to(shift.dtype),
-            dscale.to(scale.dtype),
+            _over_groups(sums[2]).to(bias_dtype),
+            sums[0].to(shift.dtype),
+            sums[1].to(scale.dtype),
             _weight_gradient(grad, modulated, next_dtype),
         )
 
@@ -145,9 +150,8 @@ class LinearAttentionFunction(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         saved = ctx.saved_tensors  # read once: recomputed blocks give them once
         q_weight, k_weight = saved[1:3]
-        dqkv, dq_weight, dk_weight = linear_attention_backward(
-            grad.contiguous(), *saved, ctx.num_heads, ctx.eps
-        )
+        dqkv, sums = linear_attention_backward(grad.contiguous(), *saved, ctx.num_heads, ctx.eps)
+        dq_weight, dk_weight = sums[0].chunk(2)
         weights = dq_weight.to(q_weight.dtype), dk_weight.to(k_weight.dtype)
         return dqkv, *weights, None, None, None, None, None
 
@@ -175,13 +179,13 @@ class GatedLinear(Function):
         a, update, weight, bias, gate = ctx.saved_tensors
         grad = grad.contiguous()
         copy_grad = None if copy_grad is None else copy_grad.contiguous()
-        dx, dupdate, dgate, dbias = gate_backward(grad, copy_grad, update, bias, gate, a.dtype)
+        dx, dupdate, sums = gate_backward(grad, copy_grad, update, bias, gate, a.dtype)
         return (
             grad if copy_grad is None else dx,
             torch.mm(dupdate, weight),
             _weight_gradient(dupdate, a, ctx.weight_dtype),
-            dbias.to(bias.dtype),
-            dgate.to(gate.dtype),
+            _over_groups(sums[1]).to(bias.dtype),
+            sums[0].to(gate.dtype),
             None,
         )
 
@@ -207,17 +211,17 @@ class CrossAttentionFunction(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, query, q_weight, rstd, key, value, lengths, lse, out = ctx.saved_tensors
-        dquery, dq_weight, dbias, dkey, dvalue = cross_attention_backward(
+        dquery, sums, dcaption = cross_attention_backward(
             grad.contiguous(), out, query, q_weight, rstd, key, value, lengths, lse, ctx.num_heads
         )
         flat = dquery.flatten(0, 1)
         return (
             torch.mm(flat, weight).view(x.shape),
             _weight_gradient(flat, x.flatten(0, 1), ctx.weight_dtype),
-            dbias.to(ctx.bias_dtype),
-            dq_weight.to(q_weight.dtype),
-            dkey,
-            dvalue,
+            sums[1].to(ctx.bias_dtype),
+            sums[0].to(q_weight.dtype),
+            dcaption[0],
+            dcaption[1],
             None,
             None,
             None,
@@ -254,8 +258,9 @@ class GatedConvLinear(Function):
         dz, gated = gated_conv_backward(torch.mm(grad, weight), x, in_bias, taps, bias, *ctx.sizes)
         dweight = _weight_gradient(grad, gated, ctx.weight_dtype)
         del gated
-        dx, dtaps, dbias, din_bias = silu_conv_backward(dz, x, in_bias, taps, *ctx.sizes)
-        return dx, din_bias.to(in_bias.dtype), dtaps.to(taps.dtype), dbias.to(bias.dtype), dweight, None, None
+        dx, sums = silu_conv_backward(dz, x, in_bias, taps, *ctx.sizes)
+        dtaps = sums[:9].t().reshape(taps.shape).to(taps.dtype)
+        return dx, sums[10].to(in_bias.dtype), dtaps, sums[9].to(bias.dtype), dweight, None, None
 
 
 class GatedTemporal(Function):
@@ -263,28 +268,31 @@ class GatedTemporal(Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, u: Tensor, weight: Tensor, gate: Tensor
+        ctx: Any, x: Tensor, u: Tensor, weight: Tensor, gate: Tensor, is_read: bool
     ) -> Tensor:
-        """x (B T H W, D), u (B, T, H W, D), weight (D, 3 D) of frames before, at and after, gate (G, D)."""
+        """The result if it ``is_read``, else only what the backward pass needs, and a tensor without numbers.
+
+        x (B T H W, D), u (B, T, H W, D), weight (D, 3 D) of frames before, at and after, gate (G, D).
+        """
         rounded, gate = weight.to(u.dtype), _rows(gate)
         u = u.contiguous()
         update = product(lambda: torch.addmm(u.flatten(0, 2), neighbours(u), rounded.t()))
-        out, _ = gate_forward(x.contiguous(), update, None, gate, None)
         ctx.save_for_backward(u, update, rounded, gate)
         ctx.weight_dtype = weight.dtype
-        return out
+        return (
+            gate_forward(x.contiguous(), update, None, gate, None)[0]
+            if is_read
+            else x.new_empty(()).expand_as(x)
+        )
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         u, update, weight, gate = ctx.saved_tensors
         grad = grad.contiguous()
-        _, dupdate, dgate, _ = gate_backward(grad, None, update, None, gate, u.dtype)
+        _, dupdate, sums = gate_backward(grad, None, update, None, gate, u.dtype)
         width = u.shape[-1]
-        # u at a frame was read by the frame after it (first third of the weight), itself and the one before.
-        around = neighbours(dupdate.view(u.shape))
-        reversed_weight = torch.cat(weight.split(width, dim=1)[::-1], dim=0)  # (3 D, D)
-        du = dupdate.addmm_(around, reversed_weight)
-        thirds = _weight_gradient(around, u.flatten(0, 2), ctx.weight_dtype).view(3, width, width)
-        dweight = torch.cat([thirds[2], thirds[1], thirds[0]], dim=1)
-        return grad, du.view(u.shape), dweight, dgate.to(gate.dtype)
+        around = readers(dupdate.view(u.shape))
+        du = dupdate.addmm_(around, weight.reshape(3 * width, width))
+        dweight = _weight_gradient(around, u.flatten(0, 2), ctx.weight_dtype).view(width, 3 * width)
+        return grad, du.view(u.shape), dweight, sums[0].to(gate.dtype), None

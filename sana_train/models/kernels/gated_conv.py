@@ -307,11 +307,11 @@ def _(
 @torch.library.custom_op("sana_train::silu_conv_backward", mutates_args=())
 def silu_conv_backward(
     dz: Tensor, x: Tensor, in_bias: Tensor, weight: Tensor, height: int, width: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Gradient of the convolution and the activation before it.
 
     Returns:
-        (R, 2 M) of x; float32 of weight (2 M, 1, 3, 3), bias and in_bias (2 M,).
+        (R, 2 M) of x; (11, 2 M) float32: the nine taps of weight, bias, in_bias.
     """
     channels, frames = x.shape[1], x.shape[0] // (height * width)
     dx = torch.empty_like(x)
@@ -321,14 +321,11 @@ def silu_conv_backward(
         x, in_bias, weight, dz, dx, partial, height, width, channels,
         PAIRS=_PAIRS, CHANNELS=_CHANNELS, num_warps=_WARPS,
     )  # fmt: skip
-    sums = partial.sum(0)
-    return dx, sums[:9].t().contiguous().view_as(weight), sums[9].clone(), sums[10].clone()
+    return dx, partial.sum(0)
 
 
 @silu_conv_backward.register_fake
 def _(
     dz: Tensor, x: Tensor, in_bias: Tensor, weight: Tensor, height: int, width: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    wide = torch.empty_like(weight, dtype=torch.float32)
-    bias = x.new_empty(x.shape[1], dtype=torch.float32)
-    return torch.empty_like(x), wide, bias, torch.empty_like(bias)
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty((11, x.shape[1]), dtype=torch.float32)

@@ -4,6 +4,10 @@ Queries, keys and values are read where the projection wrote them. What the back
 a number per token and a matrix per head: everything else is computed again. Matrix products take operands in
 the dtype of the projections and add up in float32; sums over tokens are added in a fixed order.
 
+Gradients of queries and keys take their matrix as two summands in that dtype. All tokens share it, so what a
+single rounding takes away adds up over them in the gradients of both norms' weights, in which what is true
+mostly cancels: the result does not change with the length of a token's query.
+
 Legend: B batch, N tokens, R = B N rows, A heads, E head width, D = A E; tokens of one clip are split among
 programs, P of them to a head.
 """
@@ -65,6 +69,13 @@ def _square(pointer, slot, HEAD: tl.constexpr):
 
 
 @triton.jit
+def _two_summands(square, like):
+    """A matrix in the dtype of ``like``, and what that rounding left of it."""
+    rounded = square.to(like)
+    return rounded, (square - rounded.to(tl.float32)).to(like)
+
+
+@triton.jit
 def _store_partial(matrix_pointer, vector_pointer, matrix, vector, slot, HEAD: tl.constexpr):
     row, column = tl.arange(0, HEAD)[:, None], tl.arange(0, HEAD)[None, :]
     tl.store(matrix_pointer + slot * HEAD * HEAD + row * HEAD + column, matrix)
@@ -113,7 +124,7 @@ def _linear_mix(
     clip, head = slot // num_heads, slot % num_heads
     column = tl.arange(0, HEAD)
     total = tl.load(total_pointer + slot * HEAD + column)
-    summary = tl.trans(_square(summary_pointer, slot, HEAD))
+    summary = tl.trans(_square(summary_pointer, slot, HEAD).to(query_pointer.dtype.element_ty))
     start = tl.program_id(0) * tokens_per_program
     end = tl.minimum(start + tokens_per_program, num_tokens)
     for first in range(start, end, TOKENS):
@@ -164,7 +175,7 @@ def _linear_mix_backward(
     clip, head = slot // num_heads, slot % num_heads
     column = tl.arange(0, HEAD)
     total = tl.load(total_pointer + slot * HEAD + column)
-    summary = _square(summary_pointer, slot, HEAD)
+    summary, rest = _two_summands(_square(summary_pointer, slot, HEAD), query_pointer.dtype.element_ty)
     dsummary = tl.zeros([HEAD, HEAD], tl.float32)
     dtotal = tl.zeros([HEAD], tl.float32)
     start = part * tokens_per_program
@@ -182,7 +193,8 @@ def _linear_mix_backward(
         grad = tl.load(place, mask=inside, other=0.0)
         scale = 1.0 / (tl.sum(positive * total[None, :], axis=1) + eps)
         dsummary += dot(tl.trans(grad), (turned * scale[:, None]).to(grad.dtype))
-        dturned = dot(grad, summary) * scale[:, None]
+        # Apart until they are scaled: a product that goes on from another one's sums is laid out anew.
+        dturned = dot(grad, summary) * scale[:, None] + dot(grad, rest) * scale[:, None]
         dpositive = _turn(dturned, cos, -sin, TOKENS, HEAD)
         dscale = -tl.sum(positive * dpositive, axis=1) * scale
         dtotal += tl.sum(positive * dscale[:, None], axis=0)
@@ -205,7 +217,7 @@ def _linear_summarise_backward(
     clip, head = slot // num_heads, slot % num_heads
     column = tl.arange(0, HEAD)
     dtotal = tl.load(dtotal_pointer + slot * HEAD + column)
-    dsummary = _square(dsummary_pointer, slot, HEAD)
+    dsummary, rest = _two_summands(_square(dsummary_pointer, slot, HEAD), key_pointer.dtype.element_ty)
     start = tl.program_id(0) * tokens_per_program
     end = tl.minimum(start + tokens_per_program, num_tokens)
     for first in range(start, end, TOKENS):
@@ -221,7 +233,9 @@ def _linear_summarise_backward(
         value = tl.load(value_pointer + place, mask=inside, other=0.0)
         dvalue = dot(turned.to(dsummary.dtype), tl.trans(dsummary))
         tl.store(dvalue_pointer + place, dvalue.to(dvalue_pointer.dtype.element_ty), mask=inside)
-        dpositive = _turn(dot(value, dsummary), cos, -sin, TOKENS, HEAD) + dtotal[None, :]
+        # Apart until they are masked, as in the backward pass of queries.
+        dturned = tl.where(inside, dot(value, dsummary), 0.0) + tl.where(inside, dot(value, rest), 0.0)
+        dpositive = _turn(dturned, cos, -sin, TOKENS, HEAD) + dtotal[None, :]
         _store_gradient(
             dpositive, positive, rstd, dkey_pointer, along_pointer, row, is_token, stride, head, head_dim,
             num_rows, HEAD,
@@ -259,8 +273,7 @@ def linear_attention_forward(
 
     Returns:
         (B, N, D) in the dtype of ``qkv``, and for the backward pass: (2, R) float32 reciprocal RMS of
-        queries and keys; with E padded, (B A, E, E) summary, values by keys, in the dtype of ``qkv``,
-        (B A, E) float32 total.
+        queries and keys; with E padded, (B A, E, E) summary, values by keys, and (B A, E) total, float32.
     """
     batch, num_tokens, width = qkv.shape
     width //= 3
@@ -275,7 +288,7 @@ def linear_attention_forward(
         key, value, k_weight, rstd[1], cos, sin, partial, totals, 3 * width, num_tokens, num_heads, head_dim,
         tokens, TOKENS=_TOKENS, HEAD=head, num_warps=8, num_stages=_STAGES,
     )  # fmt: skip
-    summary, total = partial.sum(0).to(qkv.dtype), totals.sum(0)
+    summary, total = partial.sum(0), totals.sum(0)
     out = qkv.new_empty((batch, num_tokens, width))
     _linear_mix[(parts, slots)](
         query, q_weight, rstd[0], cos, sin, summary, total, out, 3 * width, num_tokens, num_heads, head_dim,
@@ -295,7 +308,7 @@ def _(
     return (
         qkv.new_empty((batch, num_tokens, width)),
         qkv.new_empty((2, batch * num_tokens), dtype=torch.float32),
-        qkv.new_empty((slots, head, head)),
+        qkv.new_empty((slots, head, head), dtype=torch.float32),
         qkv.new_empty((slots, head), dtype=torch.float32),
     )
 
@@ -304,8 +317,8 @@ def _(
 def linear_attention_backward(
     grad: Tensor, qkv: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor,
     rstd: Tensor, summary: Tensor, total: Tensor, num_heads: int, eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of ``linear_attention_forward``: of qkv, and in float32 of both norms' weights."""
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients of ``linear_attention_forward``: of qkv; (2, 2 D) float32, the first row of the weights."""
     batch, num_tokens, width = grad.shape
     head_dim, slots, rows = width // num_heads, batch * num_heads, batch * num_tokens
     flat = qkv.view(-1, 3 * width)
@@ -322,20 +335,18 @@ def linear_attention_backward(
         grad, query, q_weight, rstd[0], cos, sin, summary, total, dquery, along[0], partial, totals, *sizes,
         eps, TOKENS=_TOKENS, HEAD=head, num_warps=8, num_stages=_STAGES,
     )  # fmt: skip
-    dsummary, dtotal = partial.sum(0).to(qkv.dtype), totals.sum(0)
+    dsummary, dtotal = partial.sum(0), totals.sum(0)
     _linear_summarise_backward[(parts, slots)](
         key, value, k_weight, rstd[1], cos, sin, dsummary, dtotal, dkey, dvalue, along[1], *sizes,
         TOKENS=_TOKENS, HEAD=head, num_warps=8, num_stages=_STAGES,
     )  # fmt: skip
     weights = torch.cat([q_weight, k_weight])
-    dweights, _ = rms_backward(dqkv, flat, weights, rstd, along.sum(1), width)
-    return dqkv.view_as(qkv), *(each.clone() for each in dweights.chunk(2))
+    return dqkv.view_as(qkv), rms_backward(dqkv, flat, weights, rstd, along.sum(1), width)
 
 
 @linear_attention_backward.register_fake
 def _(
     grad: Tensor, qkv: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor,
     rstd: Tensor, summary: Tensor, total: Tensor, num_heads: int, eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    weight = grad.new_empty(grad.shape[-1], dtype=torch.float32)
-    return torch.empty_like(qkv), weight, torch.empty_like(weight)
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return torch.empty_like(qkv), grad.new_empty((2, 2 * grad.shape[-1]), dtype=torch.float32)

@@ -211,13 +211,13 @@ def _(
 def norm_backward(
     grad: Tensor, residual: Tensor, normalised: Tensor, rstd: Tensor, shift: Tensor, scale: Tensor,
     has_update: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of ``norm_forward``; ``residual`` is the gradient that reaches x past the norm.
 
     Returns:
-        (R, D) gradient of x in the dtype of ``residual``; (R, D) the modulated rows once more;
-        (G, D) float32 gradients of shift and of scale; (R, D) of the update in the dtype of ``grad`` and
-        (D,) float32 of its bias, empty if there was none.
+        (R, D) gradient of x in the dtype of ``residual``; (R, D) the modulated rows once more; float32
+        (2, G, D) gradients of shift and of scale, or (3, G, D) with each group's share of the bias's; (R, D)
+        of the update in the dtype of ``grad``, empty if there was none.
     """
     (rows, width), groups = grad.shape, shift.shape[0]
     rows_per_group = rows // groups
@@ -231,20 +231,17 @@ def norm_backward(
         partial[-1], rows_per_group, rows_per_program, shift.stride(0), scale.stride(0), width,
         HAS_UPDATE=has_update, BLOCK=triton.next_power_of_2(width), num_warps=_WIDE_WARPS,
     )  # fmt: skip
-    sums = partial.sum(2)
-    dbias = sums[2].sum(0) if has_update else sums.new_empty(0)
-    return dx, out, sums[0].clone(), sums[1].clone(), dupdate, dbias
+    return dx, out, partial.sum(2), dupdate
 
 
 @norm_backward.register_fake
 def _(
     grad: Tensor, residual: Tensor, normalised: Tensor, rstd: Tensor, shift: Tensor, scale: Tensor,
     has_update: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    small = grad.new_empty(shift.shape, dtype=torch.float32)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    sums = grad.new_empty((3 if has_update else 2, *shift.shape), dtype=torch.float32)
     dupdate = grad.new_empty(grad.shape if has_update else (0,))
-    dbias = grad.new_empty(grad.shape[1] if has_update else 0, dtype=torch.float32)
-    return torch.empty_like(residual), torch.empty_like(grad), small, torch.empty_like(small), dupdate, dbias
+    return torch.empty_like(residual), torch.empty_like(grad), sums, dupdate
 
 
 @torch.library.custom_op("sana_train::gate_forward", mutates_args=())
@@ -286,7 +283,7 @@ def _(
 def gate_backward(
     grad: Tensor, copy_grad: Tensor | None, update: Tensor, bias: Tensor | None, gate: Tensor,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of ``gate_forward``.
 
     Args:
@@ -299,7 +296,7 @@ def gate_backward(
 
     Returns:
         (R, D) gradient of x (empty without ``copy_grad``: it is ``grad``); (R, D) of update in ``dtype``;
-        (G, D) float32 of gate, (D,) float32 of bias, empty if there is none.
+        (1, G, D) float32 of gate, or (2, G, D) with each group's share of the bias's.
     """
     rows, width = grad.shape
     groups = gate.shape[0]
@@ -307,24 +304,21 @@ def gate_backward(
     tiles = triton.cdiv(rows_per_group, _ROWS)
     dx = torch.empty_like(grad) if copy_grad is not None else grad.new_empty(0)
     dupdate = grad.new_empty(grad.shape, dtype=dtype)
-    shape = (groups, tiles, width)
-    dgate = grad.new_empty(shape, dtype=torch.float32)
-    dbias = grad.new_empty(shape if bias is not None else (0, 1, width), dtype=torch.float32)
+    partial = grad.new_empty((1 if bias is None else 2, groups, tiles, width), dtype=torch.float32)
     _gate_backward[(triton.cdiv(width, _COLUMNS), tiles, groups)](
-        grad, copy_grad, update, bias, gate, dx, dupdate, dgate, dbias, rows_per_group,
+        grad, copy_grad, update, bias, gate, dx, dupdate, partial[0], partial[-1], rows_per_group,
         gate.stride(0), width,
         HAS_BIAS=bias is not None, HAS_COPY=copy_grad is not None,
         ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=4,
     )  # fmt: skip
-    return dx, dupdate, dgate.sum(1), dbias.sum((0, 1)) if bias is not None else dbias.new_empty(0)
+    return dx, dupdate, partial.sum(2)
 
 
 @gate_backward.register_fake
 def _(
     grad: Tensor, copy_grad: Tensor | None, update: Tensor, bias: Tensor | None, gate: Tensor,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dx = torch.empty_like(grad) if copy_grad is not None else grad.new_empty(0)
-    dgate = grad.new_empty(gate.shape, dtype=torch.float32)
-    dbias = grad.new_empty(bias.shape if bias is not None else (0,), dtype=torch.float32)
-    return dx, grad.new_empty(grad.shape, dtype=dtype), dgate, dbias
+    sums = grad.new_empty((1 if bias is None else 2, *gate.shape), dtype=torch.float32)
+    return dx, grad.new_empty(grad.shape, dtype=dtype), sums

@@ -61,9 +61,7 @@ def rms_statistics(x: Tensor, width: int, parts: int, eps: float) -> Tensor:
     return rstd
 
 
-def rms_backward(
-    grad: Tensor, x: Tensor, weights: Tensor, rstd: Tensor, along: Tensor, width: int
-) -> tuple[Tensor, Tensor]:
+def rms_backward(grad: Tensor, x: Tensor, weights: Tensor, rstd: Tensor, along: Tensor, width: int) -> Tensor:
     """Turn gradients of P norms into gradients of what they normalise, in place.
 
     Args:
@@ -75,8 +73,8 @@ def rms_backward(
         width: D.
 
     Returns:
-        (P D,) float32 gradient of the weights; (P D,) float32 sums of the new gradients over rows, which
-        are the gradient of a bias that was added to x.
+        (2, P D) float32: gradient of the weights; sums of the new gradients over rows, which are the gradient
+        of a bias that was added to x.
     """
     rows, parts = x.shape[0], rstd.shape[0]
     tiles = triton.cdiv(rows, _ROWS)
@@ -85,5 +83,4 @@ def rms_backward(
         grad, x, weights, rstd, along, partial[0], partial[1], grad.stride(0), x.stride(0), rows, width,
         parts * width, ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=4,
     )  # fmt: skip
-    dweight, dbias = partial.sum(1)
-    return dweight, dbias
+    return partial.sum(1)

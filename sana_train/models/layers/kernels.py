@@ -13,6 +13,8 @@ import torch._dynamo.config
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from sana_train.utils.compiling import compiled_function
+
 # reference: plain PyTorch, the truth. compiled: the same, each block through torch.compile as one graph.
 # fused: Triton kernels for all but the matrix products, on a CUDA device in bfloat16 or float16 (autocast, or
 # weights in it); elsewhere, that is on a CPU or in float32, the reference. Weights and their names are the
@@ -34,7 +36,7 @@ def allow_shapes() -> None:
 def compiled(layers: Callable[..., Any]) -> Callable[..., Any]:
     """``layers`` compiled for each shape it meets, without graph breaks."""
     allow_shapes()
-    return torch.compile(layers, fullgraph=True, dynamic=False)
+    return compiled_function(layers, fullgraph=True)
 
 
 def fused_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:

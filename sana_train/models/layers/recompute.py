@@ -63,6 +63,7 @@ class _Tape(threading.local):
     """How this thread comes by products while it computes layers; a backward pass has threads of its own."""
 
     take: Callable[[Callable[[], Tensor]], Tensor] | None = None
+    is_again: bool = False
 
 
 _tape = _Tape()
@@ -73,6 +74,11 @@ def product(compute: Callable[[], Tensor]) -> Tensor:
     if torch.compiler.is_compiling() or _tape.take is None:
         return compute()
     return _tape.take(compute)
+
+
+def is_computed_again() -> bool:
+    """Whether this thread makes a graph of ``recomputed_at_once`` once more: its result is known by then."""
+    return not torch.compiler.is_compiling() and _tape.is_again
 
 
 def recomputed_at_once(
@@ -86,7 +92,7 @@ def recomputed_at_once(
 
     Args:
         policy: ``selective`` keeps what the layers compute by ``product``.
-        layers: called twice, with ``inputs``.
+        layers: called twice, with ``inputs``; the numbers of the second result are not read.
         parameters: whose gradients are wanted; read from ``layers`` at both times, so they may be gathered
             anew in between.
         inputs: those that are tensors get gradients; tensors inside of tuples do not.
@@ -121,7 +127,7 @@ class _AtOnce(Function):
             return products[-1]
 
         detached = [each.detach() if isinstance(each, Tensor) else each for each in inputs]
-        result = _with_tape(keep if policy == "selective" else None, layers, detached)
+        result = _with_tape(keep if policy == "selective" else None, False, layers, detached)
         ctx.save_for_backward(*tensors, *products)
         return result
 
@@ -139,7 +145,7 @@ class _AtOnce(Function):
         # An alias: what is handed out becomes part of a graph, what is kept must not.
         give = (lambda _: products.pop().detach()) if products else None
         with torch.enable_grad(), torch.autocast(**ctx.autocast):
-            result = _with_tape(give, ctx.layers, inputs)
+            result = _with_tape(give, True, ctx.layers, inputs)
         given = (*inputs, *ctx.parameters)
         wanted = [isinstance(each, Tensor) and each.requires_grad for each in given]
         leaves = [each for each, is_wanted in zip(given, wanted, strict=True) if is_wanted]
@@ -148,10 +154,14 @@ class _AtOnce(Function):
 
 
 def _with_tape(
-    take: Callable[[Callable[[], Tensor]], Tensor] | None, layers: Callable[..., Tensor], inputs: list[Any]
+    take: Callable[[Callable[[], Tensor]], Tensor] | None,
+    is_again: bool,
+    layers: Callable[..., Tensor],
+    inputs: list[Any],
 ) -> Tensor:
-    before, _tape.take = _tape.take, take
+    before = _tape.take, _tape.is_again
+    _tape.take, _tape.is_again = take, is_again
     try:
         return layers(*inputs)
     finally:
-        _tape.take = before
+        _tape.take, _tape.is_again = before

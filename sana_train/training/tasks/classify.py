@@ -18,6 +18,7 @@ from sana_train.evaluation.reader_report import evaluate_reader
 from sana_train.protocols import Autoencoder, ClipSource
 from sana_train.training.tasks.classify_losses import reading_losses
 from sana_train.types import Batch, VideoShape
+from sana_train.utils.compiling import compiled_function
 from sana_train.utils.files import publish_directory, write_json
 from sana_train.utils.rng import SampleRng
 
@@ -74,7 +75,7 @@ class ClassifyTask:
         self.num_heldout_clips = num_heldout_clips
         self._losses: Callable[..., dict[str, Tensor]] = reading_losses
         if compile_mode != "none":
-            self._losses = torch.compile(reading_losses, mode=compile_mode, dynamic=False)
+            self._losses = compiled_function(reading_losses, compile_mode)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"name": "all", "params": list(self.model.parameters())}]

@@ -18,6 +18,7 @@ from sana_train.protocols import Autoencoder, ClipSource, Denoiser, TextEncoder
 from sana_train.text.dropout import drop_captions
 from sana_train.training.tasks.inputs import caption_context, normalised_latents
 from sana_train.types import Batch
+from sana_train.utils.compiling import compiled_function
 from sana_train.utils.files import publish_directory, write_json
 from sana_train.utils.rng import SampleRng
 
@@ -57,7 +58,7 @@ class FlowTask:
         self._loss: Callable[..., Tensor] = self._plain_loss
         if compile_mode != "none":
             allow_shapes()
-            self._loss = torch.compile(self._plain_loss, mode=compile_mode, dynamic=False)
+            self._loss = compiled_function(self._plain_loss, compile_mode)
 
     reads: Literal["latents"] = "latents"
 

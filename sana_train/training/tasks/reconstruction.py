@@ -15,6 +15,7 @@ from sana_train.evaluation.reconstruction import evaluate_reconstruction, psnr, 
 from sana_train.protocols import ClipSource
 from sana_train.training.tasks.reconstruction_loss import gradient_loss, spectrum_loss
 from sana_train.types import Batch, VideoShape
+from sana_train.utils.compiling import compiled_function
 from sana_train.utils.rng import SampleRng
 
 
@@ -73,8 +74,7 @@ class ReconstructionTask:
         if compile_mode != "none":
             # Inductor's search for tilings asserts on the convolutions' chunk edges (pytorch/pytorch#191603).
             without_search = {"triton.coalesce_tiling_analysis": False}
-            options = {**torch._inductor.list_mode_options(compile_mode), **without_search}
-            self._losses = torch.compile(self._plain_losses, options=options, dynamic=False)
+            self._losses = compiled_function(self._plain_losses, compile_mode, without_search)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"name": "all", "params": list(self.model.parameters())}]

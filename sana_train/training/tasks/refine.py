@@ -33,6 +33,7 @@ from sana_train.text.prompt_cache import PromptEmbeddings
 from sana_train.training.tasks.diffusers_export import publish_diffusers, round_to_bf16
 from sana_train.training.tasks.inputs import caption_context, normalised_latents
 from sana_train.types import Batch, VideoLatents
+from sana_train.utils.compiling import compile_module, compiled_function
 from sana_train.utils.rng import SampleRng
 
 CompileMode = Literal["none", "blocks", "default", "reduce-overhead"]
@@ -84,7 +85,7 @@ class RefineTask:
         if compile_mode == "blocks":
             compile_blocks(refiner)
         elif compile_mode != "none":
-            self._losses = torch.compile(self._plain_losses, mode=compile_mode, dynamic=False)
+            self._losses = compiled_function(self._plain_losses, compile_mode)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"name": "all", "params": list(self.model.parameters())}]
@@ -196,7 +197,7 @@ class RefineTask:
 def compile_blocks(refiner: LTX2Refiner) -> None:
     """Compile the transformer's blocks in place, once for all, as they are of one class."""
     for block in refiner.transformer.transformer_blocks:
-        block.compile(dynamic=False)
+        compile_module(block)
 
 
 def bridge(

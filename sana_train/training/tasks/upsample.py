@@ -19,6 +19,7 @@ from sana_train.refiners.pairs import StagePairs, halved
 from sana_train.refiners.upsampler import LTX2Upsampler
 from sana_train.training.tasks.diffusers_export import publish_diffusers, round_to_bf16
 from sana_train.types import Batch
+from sana_train.utils.compiling import compiled_function
 from sana_train.utils.rng import SampleRng
 
 
@@ -49,7 +50,7 @@ class UpsampleTask:
         self.frozen = [each.requires_grad_(False).eval() for each in encoders]
         self._loss: Callable[[Tensor, Tensor], Tensor] = self._plain_loss
         if compile_mode != "none":
-            self._loss = torch.compile(self._plain_loss, mode=compile_mode, dynamic=False)
+            self._loss = compiled_function(self._plain_loss, compile_mode)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"name": "all", "params": list(self.model.parameters())}]

@@ -92,6 +92,7 @@ def main(dim: int = 2240, heads: int = 20) -> None:
         copied = half(rows, dim) if copy else None
         fused.gate_backward(x, copied, half(rows, dim), bias, table[2], torch.bfloat16)
     fused.neighbours(half(1, frames, height * width, dim))
+    fused.readers(half(1, frames, height * width, dim))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton", reason="kernels need Triton: pip install triton")
-MOST_SPILLED = 96  # bytes of a thread: a few numbers that are read once a tile
+MOST_SPILLED = 224  # bytes of a thread: some numbers that are read once a tile
 
 
 @pytest.mark.slow
@@ -22,7 +22,7 @@ def test_kernels_compile_for_an_h100(sizes: list[str]) -> None:
     output = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert output.returncode == 0, output.stderr[-3000:]
     rows = [json.loads(line) for line in output.stdout.splitlines()]
-    assert len({row["kernel"] for row in rows}) == 16
+    assert len({row["kernel"] for row in rows}) == 17
     for row in rows:
         assert row["programs_at_once"] >= 1, row
         assert row["spilled"] <= MOST_SPILLED, row

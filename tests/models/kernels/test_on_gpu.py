@@ -45,13 +45,14 @@ def loss_of(
 @pytest.mark.gpu
 @pytest.mark.parametrize("size", ["tiny", pytest.param("2b", marks=pytest.mark.slow)])
 def test_rounding_is_near_the_plain_networks(make_dit, size: str) -> None:
-    """Median over five inputs, each against float32: at most 1.1 times the error of plain bfloat16."""
-    sizes, grid = (TINY, (3, 5, 7)) if size == "tiny" else (SIZES_2B, (11, 22, 40))
+    """Median over inputs, each against float32: at most 1.1 times the error of plain bfloat16."""
+    # Where a layer has few numbers the median of five is itself 10 % off.
+    sizes, grid, num_inputs = (TINY, (3, 5, 7), 25) if size == "tiny" else (SIZES_2B, (11, 22, 40), 5)
     with torch.device("cuda"):
         model: SanaVideoDiT = make_dit(**sizes)
     model.set_recompute("full")
     found: dict[str, dict[str, list[float]]] = {"reference": {}, "compiled": {}, "fused": {}}
-    for seed in range(5):
+    for seed in range(num_inputs):
         inputs = batch(model, grid, 1, seed)
 
         def gradients(
@@ -68,13 +69,12 @@ def test_rounding_is_near_the_plain_networks(make_dit, size: str) -> None:
         for kernels, rows in found.items():
             for name, value in gradients(kernels, True).items():  # type: ignore[arg-type]
                 rows.setdefault(name, []).append(float((value - exact[name]).norm() / exact[name].norm()))
-    for kernels in WAYS:
-        ratios = {
-            name: statistics.median(errors) / statistics.median(found["reference"][name])
-            for name, errors in found[kernels].items()
-        }
-        worst = max(ratios, key=lambda name: ratios[name])
-        assert ratios[worst] <= 1.1, (kernels, worst, ratios[worst])
+    ratios = {
+        (kernels, name): statistics.median(errors) / statistics.median(found["reference"][name])
+        for kernels in WAYS
+        for name, errors in found[kernels].items()
+    }
+    assert {key: ratio for key, ratio in ratios.items() if not ratio <= 1.1} == {}
 
 
 @pytest.mark.gpu
