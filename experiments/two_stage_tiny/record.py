@@ -3,12 +3,12 @@
     python experiments/two_stage_tiny/record.py OUT WEIGHTS [--stage-one DIT] [--single DIT] [KEY=VALUE ...]
 
 WEIGHTS is a folder as data/tiny with what train.sh left there: ltx2_large, ltx2_upsampler, ltx2_refiner, and
-where they are ltx2_refiner_teacher and ltx2_refiner_video (no audio branch). Between the stages latents go
-through pixels; `upsampled` is with the latent upsampler, `first_sigma_*` the teacher's walk from other sigmas,
-of which 0.909 is the paper's. DIT is the export of one in the
-tiny LTX-2 space; WEIGHTS/sana_ltx2_stage1, and WEIGHTS/sana_ltx2_256 for --single, if none is given. Each
-evaluation is evaluate.py's, in OUT/<name>, and the same command goes on where it was stopped; results.json,
-tables.md and figure.png are drawn of what is done. KEY=VALUE are overrides of all, e.g. trainer=cpu.
+where they are ltx2_refiner_teacher and ltx2_refiner_video (no audio branch). DIT is the export of one in the
+tiny LTX-2 space; WEIGHTS/sana_ltx2_stage1, and WEIGHTS/sana_ltx2_256 for --single, if none is given. Between
+the stages latents go through pixels, but for `upsampled`, which has the latent upsampler; `first_sigma_*` are
+the teacher's walks from other sigmas, of which 0.909 is the paper's. Each evaluation is evaluate.py's, in
+OUT/<name>, and the same command goes on where it was stopped; results.json, tables.md and figure.png are
+drawn of what is done. KEY=VALUE are overrides of all, e.g. trainer=cpu.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ from sana_train.protocols import Autoencoder
 from sana_train.refiners.upsampler import LTX2Upsampler
 from sana_train.utils.hashing import json_hash, tensors_hash
 
+Enlarging = LTX2Upsampler | Literal["pixels", "repeat"]
+
 
 class StagePairs:
     """An ``Autoencoder`` of 2 C channels: latents of a clip, then of the clip at half the size.
@@ -26,8 +28,9 @@ class StagePairs:
             an evaluation without an upsampler does; ``repeat``: each twice, which ``halved`` undoes.
     """
 
-    def __init__(self, autoencoder: Autoencoder, upsampler: LTX2Upsampler | Literal["pixels", "repeat"]) -> None:
-        self.autoencoder, self.upsampler = autoencoder, upsampler
+    def __init__(self, autoencoder: Autoencoder, upsampler: Enlarging) -> None:
+        self.autoencoder = autoencoder
+        self.upsampler: Enlarging = upsampler
         self.spec = replace(autoencoder.spec, channels=2 * autoencoder.spec.channels)
 
     def encode(self, video: Tensor) -> Tensor:
