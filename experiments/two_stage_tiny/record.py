@@ -4,9 +4,11 @@
 
 WEIGHTS is a folder as data/tiny with what train.sh left there: ltx2_large, ltx2_upsampler, ltx2_refiner, and
 where they are ltx2_refiner_teacher and ltx2_refiner_video (no audio branch). DIT is the export of one in the
-tiny LTX-2 space; WEIGHTS/sana_ltx2_stage1, and WEIGHTS/sana_ltx2_256 for --single, if none is given. Each
-evaluation is evaluate.py's, in OUT/<name>, and the same command goes on where it was stopped; results.json,
-tables.md and figure.png are drawn of what is done. KEY=VALUE are overrides of all, e.g. trainer=cpu.
+tiny LTX-2 space; WEIGHTS/sana_ltx2_stage1, and WEIGHTS/sana_ltx2_256 for --single, if none is given. Between
+the stages latents go through pixels, but for `upsampled`, which has the latent upsampler; `first_sigma_*` are
+the teacher's walks from other sigmas, of which 0.909 is the paper's. Each evaluation is evaluate.py's, in
+OUT/<name>, and the same command goes on where it was stopped; results.json, tables.md and figure.png are
+drawn of what is done. KEY=VALUE are overrides of all, e.g. trainer=cpu.
 """
 
 from __future__ import annotations
@@ -35,7 +37,13 @@ from sana_train.utils.files import publish_file, write_json
 AUDIO = ("zero_noised", "zero_clean", "pure_noise", "isolated")
 EVALUATIONS = (2, 3, 4, 5)
 COARSE = ("shape", "motion", "relation", "count", "colour", "background")
-MAIN = "main"
+MAIN, PAPER = "main", "first_sigma_0.909"
+# Three evaluations each, the paper's sigmas and those by other flow shifts.
+WALKS = {
+    PAPER: (0.909375, 0.725, 0.421875, 0.0),
+    "first_sigma_0.725": (0.725, 0.4092, 0.1609, 0.0),
+    "first_sigma_0.2": (0.2, 0.0616, 0.0179, 0.0),
+}
 _NUM_DRAWS, _PROBE_STEPS = 2000, 30
 _METRICS = ("textured_psnr_db", "psnr_db", "spectrum_gap", "semantic", "colour", "texture")
 
@@ -53,7 +61,7 @@ class Plan:
     def run(self, out: Path, shared: Sequence[str]) -> None:
         start = time.perf_counter()
         words = [f"checkpoint={self.checkpoint}", f"out={out / self.name}", "experiment=two_stage"]
-        words += ["autoencoder=ltx2_tiny_256", "upsampler=ltx2_tiny", f"two_stage.columns=[{self.columns}]"]
+        words += ["autoencoder=ltx2_tiny_256", f"two_stage.columns=[{self.columns}]"]
         words += [f"two_stage.num_clips={self.num_clips}", *shared, *self.overrides]
         evaluate.evaluate(evaluate.parser().parse_intermixed_args(words))
         sys.stdout.write(f"{self.name}: {time.perf_counter() - start:.0f} s\n")
@@ -79,7 +87,6 @@ def main() -> None:
     single = given.single or weights / "sana_ltx2_256"
     shared = [
         f"paths.weights={weights}",
-        f"upsampler.weights={weights / 'ltx2_upsampler'}",
         "two_stage.batch_size=32",
         *given.words,
     ]
@@ -110,6 +117,8 @@ def plans(
     video = weights / "ltx2_refiner_video"
     if (video / "record.json").is_file():
         variant("audio_none", f"refiner.weights={video}", "refiner.audio=none")
+    upsampler = f"upsampler.weights={weights / 'ltx2_upsampler'}"
+    variant("upsampled", *distilled, "upsampler=ltx2_tiny", upsampler)
     for num in EVALUATIONS:
         if num != 3:
             variant(f"evaluations_{num}", *distilled, f"refiner.num_evaluations={num}")
@@ -118,6 +127,11 @@ def plans(
         for num in EVALUATIONS:
             overrides = (f"refiner.weights={teacher}", f"refiner.num_evaluations={num}")
             variant(f"teacher_{num}", *overrides)
+        for name, times in WALKS.items():
+            sigmas = "refiner.sigmas={3:[" + ",".join(map(str, times)) + "]}"
+            overrides = ("two_stage.num_shown=0", f"refiner.weights={teacher}", sigmas)
+            walked = "stage2,clip_stage2,noise,foreign"
+            found.append(Plan(name, stage_one, walked, num_variant_clips, overrides))
     return found
 
 
@@ -201,6 +215,10 @@ def report(out: Path, weights: Path) -> None:
                  if f"{column}/{metric}" in clips[MAIN]}
         for column in ("stage1", "stage2", "noise", "foreign", "ceiling", "clip_stage1", "clip_stage2")
     }  # fmt: skip
+    for column in ("stage2", "noise", "foreign") if PAPER in done else ():
+        found = {metric: alone(clips[PAPER][f"{column}/{metric}"]) for metric in _METRICS
+                 if f"{column}/{metric}" in clips[PAPER]}  # fmt: skip
+        columns[f"{column}, paper's sigmas"] = found
     chance = metrics_of(out, MAIN)["chance"]
     variants = _variants(clips)
     thesis = _thesis(out, weights, clips) if "single" in done else []
@@ -239,10 +257,10 @@ def _variants(clips: Mapping[str, Mapping[str, Array]]) -> list[dict[str, Any]]:
 
 def _thesis(out: Path, weights: Path, clips: Mapping[str, Mapping[str, Array]]) -> list[dict[str, Any]]:
     """Both stages against one, on samples of the same captions."""
-    two_parts = ("sana_ltx2_stage1", "ltx2_upsampler", "ltx2_refiner_teacher", "ltx2_refiner")
+    two_parts = ("sana_ltx2_stage1", "ltx2_refiner_teacher", "ltx2_refiner")
     rows = []
     for label, parts, values, column, seconds in (
-        ("stage 1 + upsampler + refiner", two_parts, clips[MAIN], "stage2", latency(out)),
+        ("stage 1 + refiner", two_parts, clips[MAIN], "stage2", latency(out)),
         ("one stage", ("sana_ltx2_256",), clips["single"], "single",
          metrics_of(out, "single")["seconds_per_clip"]["single"]),
     ):  # fmt: skip

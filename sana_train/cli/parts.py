@@ -205,9 +205,9 @@ class Parts:
         return instantiate(self._section("refiner")).to(self.device)
 
     @cached_property
-    def upsampler(self) -> nn.Module:
-        """Between the stages, for the task that trains it."""
-        return instantiate(self._section("upsampler")).to(self.device)
+    def upsampler(self) -> nn.Module | None:
+        """Between the stages; None: through pixels."""
+        return None if self.cfg.upsampler is None else instantiate(self.cfg.upsampler).to(self.device)
 
     # The DiT -----------------------------------------------------------------------------------
 

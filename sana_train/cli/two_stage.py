@@ -63,7 +63,7 @@ class TwoStageStudy:
         with torch.random.fork_rng(devices=[]):  # random weights are the same on every rank
             torch.default_generator.manual_seed(self.settings.seed)
             self.refiner: Any = parts.refiner if has_refined and parts.cfg.refiner is not None else None
-            self.upsampler: Any = None if parts.cfg.upsampler is None else parts.upsampler
+            self.upsampler: Any = parts.upsampler
         self.unadapted = self._unadapted() if needs_source else None
         self.source = self._source()
         is_paired = any(column in PAIRED for column in self.settings.columns)

@@ -14,6 +14,7 @@ from sana_train.cli.instantiate import instantiate
 from sana_train.cli.load import CONF_DIR
 from sana_train.cli.schema import TARGET
 from sana_train.cli.targets import arguments_of, resolve_target
+from sana_train.flow.time_sampling import shift_time
 
 OPTIONS = [
     f"{group}/{file.stem}"
@@ -38,6 +39,15 @@ def test_option_names_every_argument_and_builds(option: str) -> None:
     num_parameters = sum(parameter.numel() for parameter in part.parameters())
     if option in SIZES:
         assert num_parameters == pytest.approx(SIZES[option], rel=1e-3)
+
+
+def test_tiny_schedules_are_the_large_ones_at_the_noise_of_fewer_tokens() -> None:
+    """The flow shift of resolution (Esser et al. 2024): by the root of the number of tokens."""
+    large, tiny = node_of("refiner/ltx2_2b")["sigmas"], node_of("refiner/ltx2_tiny")["sigmas"]
+    shift = math.sqrt((3 * 8 * 8) / (11 * 44 * 80))  # 17 frames of 256 px; 81 of 1408x2560
+    assert set(tiny) == set(large)
+    for num, times in large.items():
+        assert tiny[num] == [round(shift_time(time, shift), 4) for time in times]
 
 
 def test_schedules_are_parts_of_the_distilled_one() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sana_train.cli.instantiate import instantiate
 from sana_train.cli.load import load_as
 from sana_train.cli.preflight import check_overrides
 from sana_train.data.world.clips import WorldClips
+from sana_train.evaluation.stages.columns import TwoStages
 from sana_train.evaluation.two_stage import heldout_means, stage_one_like
 from sana_train.evaluation.video_stats import resized
 from sana_train.flow.time_sampling import Uniform
@@ -23,7 +25,7 @@ from sana_train.refiners.pairs import StagePairs
 from sana_train.refiners.upsampler import LTX2Upsampler
 from sana_train.text.hashed import HashedTextEncoder
 from sana_train.training.tasks.refine import RefineTask, bridge
-from sana_train.types import Batch
+from sana_train.types import Batch, VideoLatents
 from sana_train.utils.rng import SampleRng
 
 TINY: dict[str, Any] = {
@@ -105,6 +107,25 @@ def test_pairs_are_the_clip_and_what_the_upsampler_makes_of_half_of_it() -> None
         torch.testing.assert_close(clean, task.autoencoder.encode(video))
         torch.testing.assert_close(stage_one, task.encoder.upsampler.network(small))  # type: ignore[union-attr]
     assert task.encoder.fingerprint() != task.autoencoder.fingerprint()
+
+
+def test_without_an_upsampler_pairs_go_through_pixels_as_an_evaluation_does() -> None:
+    task, video = make_task(), clips(2).batch(range(2)).video
+    assert video is not None
+    space: Any = task.autoencoder
+    pairs = StagePairs(space, "pixels")
+    stages = TwoStages(
+        None, space, None, None, lambda captions: pytest.fail(str(captions)), 16.0, 0, nullcontext,
+        torch.device("cpu"),
+    )  # fmt: skip
+    with torch.no_grad():
+        clean, stage_one = pairs.encode(video).chunk(2, dim=1)
+        small = space.normalise(space.encode(resized(video, 32, 32)))
+        larger = stages._enlarge(VideoLatents(small, space.fingerprint(), True, 16.0))
+    torch.testing.assert_close(clean, space.encode(video))
+    torch.testing.assert_close(space.normalise(stage_one), larger.values, rtol=1e-4, atol=1e-4)
+    prints = {pairs.fingerprint(), StagePairs(space, "repeat").fingerprint(), task.encoder.fingerprint()}
+    assert len(prints) == 3
 
 
 def test_nothing_frozen_trains_and_all_of_the_transformer_does() -> None:

@@ -54,6 +54,12 @@ def test_what_is_published_is_what_was_judged(tmp_path: Path) -> None:
     assert again.judge(heldout) == pytest.approx(metrics, rel=1e-4)
 
 
+def test_without_an_upsampler_nothing_is_left_to_train() -> None:
+    task = make_task()
+    with pytest.raises(ValueError, match="upsampler=<option>"):
+        UpsampleTask(None, task.autoencoder, 4, "none")
+
+
 def test_encoded_pairs_train_as_pixels_do() -> None:
     task, batch = make_task(), clips(2).batch(range(2))
     rng = SampleRng(0, batch.ordinals)

@@ -43,7 +43,7 @@ class DistilTask(RefineTask):
         self,
         refiner: LTX2Refiner,
         autoencoder: Autoencoder,
-        upsampler: LTX2Upsampler,
+        upsampler: LTX2Upsampler | None,
         text_encoder: TextEncoder,
         reader: Reader | None,
         fps: float,

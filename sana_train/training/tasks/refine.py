@@ -45,7 +45,8 @@ class RefineTask:
     Args:
         refiner: its transformer is what trains.
         autoencoder: of both stages, frozen.
-        upsampler: makes stage-1-like latents as large as the clip's own, frozen.
+        upsampler: makes stage-1-like latents as large as the clip's own, frozen; None: through pixels,
+            decoded, resized and encoded again.
         text_encoder: its context is read by both streams.
         reader: reads attributes off refined clips at the end; None where there is no such thing.
         time_sampler: distribution of t.
@@ -62,7 +63,7 @@ class RefineTask:
         self,
         refiner: LTX2Refiner,
         autoencoder: Autoencoder,
-        upsampler: LTX2Upsampler,
+        upsampler: LTX2Upsampler | None,
         text_encoder: TextEncoder,
         reader: Reader | None,
         time_sampler: TimeSampler,
@@ -75,7 +76,7 @@ class RefineTask:
         self.reader, self.time_sampler, self.fps = reader, time_sampler, fps
         self.audio_weight, self.num_heldout_clips = audio_weight, num_heldout_clips
         self._space = autoencoder.fingerprint()
-        self.encoder = StagePairs(autoencoder, upsampler)
+        self.encoder = StagePairs(autoencoder, upsampler or "pixels")
         self.rotations = PrimedRotations(refiner.transformer)
         self.first_sigma = float(refiner.schedule.sigmas()[0])
         self.model: nn.Module = refiner.transformer.requires_grad_(True).train()

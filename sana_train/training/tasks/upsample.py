@@ -31,19 +31,24 @@ class UpsampleTask:
         autoencoder: of both sizes, frozen.
         num_heldout_clips: that the result is judged by.
         compile_mode: ``torch.compile`` mode of the loss, or ``none``.
+
+    Raises:
+        ValueError: no upsampler.
     """
 
     reads: Literal["latents"] = "latents"
 
     def __init__(
         self,
-        upsampler: LTX2Upsampler,
+        upsampler: LTX2Upsampler | None,
         autoencoder: Autoencoder,
         num_heldout_clips: int,
         compile_mode: Literal["none", "default", "reduce-overhead"],
     ) -> None:
+        if upsampler is None:
+            raise ValueError("upsampler=null leaves nothing to train; choose one with upsampler=<option>")
         self.upsampler, self.autoencoder = upsampler, autoencoder
-        self.encoder: Autoencoder = StagePairs(autoencoder, None)
+        self.encoder: Autoencoder = StagePairs(autoencoder, "repeat")
         self.num_heldout_clips = num_heldout_clips
         self.model: nn.Module = upsampler.network.requires_grad_(True).train()
         encoders: list[Any] = [autoencoder]
