@@ -174,7 +174,7 @@ class Parts:
         return module.to(self.device)  # type: ignore[return-value]
 
     def require_source_samples(self) -> None:
-        """Notice what only the samples at the end need: the source's autoencoder in files that cannot be read.
+        """Notice what only the samples at the end need: the source's autoencoder in unreadable files.
 
         Raises:
             ValueError: they are of another class, or damaged.

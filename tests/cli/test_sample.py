@@ -19,7 +19,7 @@ from sana_train.utils.rng import SampleRng
 
 DIT = str(REPOSITORY / "data" / "tiny" / "sana_dcae_v")
 PROMPTS = ["one object on a flat background. a plain red star drifting left.", "a plain green ring still."]
-# Rounding differs with the batch's size, and a walk of few long steps makes 2e-4 of it; other clips differ by 1.
+# Rounding differs with the size of a batch, and a walk makes 2e-4 of it; other clips differ by 1.
 WALK = {"rtol": 1e-3, "atol": 1e-3}
 OVERRIDES = ["autoencoder=dcae_v_tiny", "convergence.generator.schedule.num_steps=4"]
 
