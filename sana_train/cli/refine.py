@@ -47,12 +47,12 @@ from sana_train.data.latent_file import write_latents
 from sana_train.data.progress import ClipProgress
 from sana_train.data.video import encode_clip
 from sana_train.evaluation.strips import side_by_side_video
-from sana_train.evaluation.video_stats import resized
 from sana_train.protocols import Autoencoder
 from sana_train.text.prompt_cache import PromptCache, PromptEmbeddings
 from sana_train.types import VideoLatents, VideoShape
 from sana_train.utils.files import publish_file, write_json
 from sana_train.utils.offload import OnTurn, take_turns
+from sana_train.utils.resizing import resized
 from sana_train.utils.rng import SampleRng
 
 RECORD_NAME = "refine.json"

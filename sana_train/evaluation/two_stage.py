@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from sana_train.evaluation import video_stats
 from sana_train.evaluation.stages.judge import Judge
 from sana_train.protocols import Autoencoder, ClipSource, Reader
 from sana_train.types import Batch
+from sana_train.utils.resizing import resized
 
 _BATCH = 16
 _TOLD = ("psnr_db", "spectrum_gap", "accuracy/")
@@ -22,8 +22,8 @@ _TOLD = ("psnr_db", "spectrum_gap", "accuracy/")
 def stage_one_like(video: Tensor, autoencoder: Autoencoder) -> Tensor:
     """A clip as stage 1 leaves it at half the size, with what its autoencoder loses, resized."""
     height, width = video.shape[3:]
-    small = video_stats.resized(video, height // 2, width // 2)
-    return video_stats.resized(autoencoder.decode(autoencoder.encode(small)).float(), height, width)
+    small = resized(video, height // 2, width // 2)
+    return resized(autoencoder.decode(autoencoder.encode(small)).float(), height, width)
 
 
 def compare(

@@ -12,7 +12,6 @@ import math
 from functools import lru_cache
 
 import torch
-from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -37,13 +36,6 @@ _WHITE_D65 = (0.95047, 1.0, 1.08883)
 def comparison_frames(video: Tensor) -> Tensor:
     """Frames 1 and on of a 1 + 8k clip: the part that every autoencoder's decoder returns."""
     return video[:, :, 1:] if video.shape[2] % 2 else video
-
-
-def resized(video: Tensor, height_px: int, width_px: int) -> Tensor:
-    """(B, 3, F, H, W) in [-1, 1] at another height and width, bicubic with anti-aliasing."""
-    frames = rearrange(video, "b c f h w -> (b f) c h w")
-    changed = F.interpolate(frames, (height_px, width_px), mode="bicubic", antialias=True).clamp(-1, 1)
-    return rearrange(changed, "(b f) c h w -> b c f h w", b=len(video))
 
 
 def low_pass_lab(video: Tensor) -> Tensor:

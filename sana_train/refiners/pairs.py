@@ -10,11 +10,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sana_train.protocols import Autoencoder
 from sana_train.refiners.upsampler import LTX2Upsampler
 from sana_train.utils.hashing import json_hash, tensors_hash
+from sana_train.utils.resizing import resized
 
 Enlarging = LTX2Upsampler | Literal["pixels", "repeat"]
 
@@ -35,7 +35,7 @@ class StagePairs:
 
     def encode(self, video: Tensor) -> Tensor:
         """(B, 3, F, H, W) in [-1, 1], H and W of an even number of latents -> raw (B, 2 C, T, H, W)."""
-        half = _resized(video, video.shape[3] // 2, video.shape[4] // 2)
+        half = resized(video, video.shape[3] // 2, video.shape[4] // 2)
         whole, small = self.autoencoder.encode(video), self.autoencoder.encode(half)
         return torch.cat([whole, self._enlarged(small)], dim=1)
 
@@ -44,7 +44,7 @@ class StagePairs:
             return small.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
         if self.upsampler == "pixels":
             video = self.autoencoder.decode(small).to(small.dtype)
-            return self.autoencoder.encode(_resized(video, 2 * video.shape[3], 2 * video.shape[4]))
+            return self.autoencoder.encode(resized(video, 2 * video.shape[3], 2 * video.shape[4]))
         network = self.upsampler.network
         return network(small.to(network.dtype)).to(small.dtype)
 
@@ -69,14 +69,6 @@ class StagePairs:
         weights = self.upsampler.network.state_dict()
         hashed = tensors_hash({name: value.detach().float() for name, value in weights.items()})
         return json_hash(["pairs", self.autoencoder.fingerprint(), hashed])
-
-
-def _resized(video: Tensor, height: int, width: int) -> Tensor:
-    """(B, 3, F, ..) in [-1, 1] -> (B, 3, F, height, width), frame by frame: bicubic is of pictures."""
-    frames = F.interpolate(
-        video.transpose(1, 2).flatten(0, 1), (height, width), mode="bicubic", antialias=True
-    )
-    return frames.clamp(-1.0, 1.0).unflatten(0, (len(video), video.shape[2])).transpose(1, 2)
 
 
 def halved(repeated: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from sana_train.cli.preflight import check_overrides
 from sana_train.data.world.clips import WorldClips
 from sana_train.evaluation.stages.columns import TwoStages
 from sana_train.evaluation.two_stage import heldout_means, stage_one_like
-from sana_train.evaluation.video_stats import resized
 from sana_train.flow.time_sampling import Uniform
 from sana_train.refiners.ltx2 import LTX2Refiner
 from sana_train.refiners.pairs import StagePairs
@@ -26,6 +25,7 @@ from sana_train.refiners.upsampler import LTX2Upsampler
 from sana_train.text.hashed import HashedTextEncoder
 from sana_train.training.tasks.refine import RefineTask, bridge
 from sana_train.types import Batch, VideoLatents
+from sana_train.utils.resizing import resized
 from sana_train.utils.rng import SampleRng
 
 TINY: dict[str, Any] = {

@@ -28,12 +28,12 @@ from torch import Tensor
 
 from sana_train.evaluation.stages.names import Column
 from sana_train.evaluation.stages.transcoding import Source
-from sana_train.evaluation.video_stats import resized
 from sana_train.generation.stage_one import StageOne
 from sana_train.refiners.ltx2 import LTX2Refiner
 from sana_train.refiners.upsampler import LTX2Upsampler
 from sana_train.text.prompt_cache import PromptEmbeddings
 from sana_train.types import Batch, VideoLatents, VideoShape
+from sana_train.utils.resizing import resized
 from sana_train.utils.rng import SampleRng
 
 PAIRED: tuple[Column, ...] = ("ceiling", "clip_stage1", "clip_stage2")  # show the held-out clip itself

@@ -20,6 +20,7 @@ from sana_train.evaluation.lpips_metric import PerceptualDistance
 from sana_train.evaluation.reconstruction import masked_psnr, psnr, ssim
 from sana_train.evaluation.stages.columns import FACTOR, PAIRED
 from sana_train.protocols import Reader
+from sana_train.utils.resizing import resized
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Judge:
             spectrum = video_stats.top_band_log_power(clip)
             metrics = {"spectrum_gap": video_stats.spectrum_gap(spectrum, reference)}
             if self.reader is not None and attributes:
-                small = video_stats.resized(clip, clip.shape[3] // FACTOR, clip.shape[4] // FACTOR)
+                small = resized(clip, clip.shape[3] // FACTOR, clip.shape[4] // FACTOR)
                 metrics |= group_scores(small, attributes, self.reader)
             if self.clip_score is not None and captions:
                 metrics["clip_score"] = self.clip_score(clip, captions)

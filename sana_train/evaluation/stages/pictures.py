@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from sana_train.data.video import to_uint8
 from sana_train.evaluation.strips import sample_strip, side_by_side_video
-from sana_train.evaluation.video_stats import resized
+from sana_train.utils.resizing import resized
 
 CROP = 4  # times as large as it is
 _MAX_WIDTH_PX = 640

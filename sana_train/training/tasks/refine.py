@@ -76,7 +76,7 @@ class RefineTask:
         self.reader, self.time_sampler, self.fps = reader, time_sampler, fps
         self.audio_weight, self.num_heldout_clips = audio_weight, num_heldout_clips
         self._space = autoencoder.fingerprint()
-        self.encoder = StagePairs(autoencoder, upsampler or "pixels")
+        self.encoder = StagePairs(autoencoder, "pixels" if upsampler is None else upsampler)
         self.rotations = PrimedRotations(refiner.transformer)
         self.first_sigma = float(refiner.schedule.sigmas()[0])
         self.model: nn.Module = refiner.transformer.requires_grad_(True).train()

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from sana_train.evaluation.two_stage import compare, heldout_means
-from sana_train.evaluation.video_stats import resized
 from sana_train.protocols import Autoencoder, ClipSource
 from sana_train.refiners.pairs import StagePairs, halved
 from sana_train.refiners.upsampler import LTX2Upsampler
 from sana_train.training.tasks.diffusers_export import publish_diffusers, round_to_bf16
 from sana_train.types import Batch
 from sana_train.utils.compiling import compiled_function
+from sana_train.utils.resizing import resized
 from sana_train.utils.rng import SampleRng
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from sana_train.autoencoders.base import VideoAutoencoder
 from sana_train.evaluation.stages.columns import TwoStages
 from sana_train.evaluation.stages.names import Column
-from sana_train.evaluation.video_stats import resized
 from sana_train.flow.guidance import ClassifierFreeGuidance
 from sana_train.flow.samplers import Euler
 from sana_train.flow.schedules import ShiftedLinear
@@ -22,6 +21,7 @@ from sana_train.generation.stage_one import StageOne
 from sana_train.text.hashed import HashedTextEncoder
 from sana_train.text.prompt_cache import PromptEmbeddings
 from sana_train.types import Batch, LatentSpec, VideoLatents, VideoShape
+from sana_train.utils.resizing import resized
 from sana_train.utils.rng import SampleRng
 
 CAPTIONS = ("a red cube", "a blue disc", "a green ring")
