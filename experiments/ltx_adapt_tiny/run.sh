@@ -17,6 +17,7 @@ set -uo pipefail
 
 runs=$(realpath -m "$1") weights=$(realpath -m "$2") out=$(realpath -m "$3")
 width=${4:-4} minutes=${5:-100000}
+[[ $minutes =~ ^[0-9]+$ ]] || { echo "MINUTES: expected a whole number, got $minutes" >&2 && exit 2; }
 read -ra arms <<<"${ARMS:-random scratch linear_probe}"
 read -ra lrs <<<"${LRS:-1e-3 3e-3 1e-2 3e-2 1e-1}"
 read -ra seeds <<<"${SEEDS:-0 1 2}"

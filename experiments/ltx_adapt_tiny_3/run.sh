@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# How this record was made: an arm on three seeds from a source that has taken all steps of its preset, on two GPUs.
+# How this record was made: an arm on three seeds from a source that has taken all steps of its preset, on one or
+# two GPUs.
 #
 #   bash experiments/ltx_adapt_tiny_3/run.sh RUNS WEIGHTS OUT [MINUTES]
 #   ARM=random LR=1e-2 ID=random-lr0.01 LRS=" " bash experiments/ltx_adapt_tiny_3/run.sh RUNS WEIGHTS OUT [MINUTES]
@@ -9,10 +10,11 @@
 # have the rate LR (without one, that which the sweep of the second attempt chose for `random`) and start at once, two on
 # the first GPU and one on the second; the sweep, of the same five rates, runs beside them on the second, and not at all
 # with LRS=" ". A sweep that chooses another rate shows in tables.md. ID is what full runs are called, the arm without
-# one. `scratch` starts from no source: its rows are those of the second attempt, copied.
+# one. MINUTES is a whole number. `scratch` starts from no source: its rows are those of the second attempt, copied.
 set -uo pipefail
 
 runs=$(realpath -m "$1") weights=$(realpath -m "$2") out=$(realpath -m "$3") minutes=${4:-100000}
+[[ $minutes =~ ^[0-9]+$ ]] || { echo "MINUTES: expected a whole number, got $minutes" >&2 && exit 2; }
 read -ra seeds <<<"${SEEDS:-0 1 2}"
 arm=${ARM:-random} lr=${LR:-3e-2} sweep_steps=${SWEEP_STEPS:-1000} steps=${STEPS:-10000}
 id=${ID:-$arm}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -20,6 +20,7 @@ from sana_train.utils.files import publish_file
 INK = "#1f2933"
 MUTED = "#7b8794"
 RULE = "#e4e7eb"
+CurveStyle = Literal["-", "--"]
 HEADLINE_COLOURS = {
     "semantic": "#4353b8",
     "colour": "#c2407e",
@@ -113,9 +114,11 @@ def level_line(axes: Axes, kind: str, value: float, colour: str = MUTED) -> None
     axes.axhline(value, color=colour, linewidth=1.1, linestyle=LEVEL_STYLES[kind][1], zorder=1.5)
 
 
-def level_legend(figure: Figure, kinds: Sequence[str], extra: Sequence[tuple[str, str]] = ()) -> None:
-    """One legend below the figure: coloured curves of ``extra`` (label, colour), then the fixed lines."""
-    handles = [Line2D([], [], color=colour, label=label) for label, colour in extra]
+def level_legend(
+    figure: Figure, kinds: Sequence[str], extra: Iterable[tuple[str, str, CurveStyle]] = ()
+) -> None:
+    """One legend below the figure: curves of ``extra`` (label, colour, line style), then the fixed lines."""
+    handles = [Line2D([], [], color=colour, linestyle=style, label=label) for label, colour, style in extra]
     for kind in kinds:
         label, dashes = LEVEL_STYLES[kind]
         handles.append(Line2D([], [], color=MUTED, linestyle=dashes, linewidth=1.1, label=label))

@@ -10,7 +10,7 @@ Legend: R seeds, G grid steps, n clips.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -134,6 +134,11 @@ class Record:
         runs, broken = self._full_runs(arm), self.broken_rates(arm)
         kept = [run for run in runs if run.lr not in broken]
         return kept or [run for run in runs if run.lr == min(broken)]
+
+    def without(self, arm: str, rates: Collection[float]) -> Record:
+        """This record without the arm's full runs at ``rates``."""
+        runs = [run for run in self.runs if run.is_sweep or run.arm != arm or run.lr not in rates]
+        return Record(runs, self.levels)
 
     def broken_rates(self, arm: str) -> set[float]:
         """Learning rates of an arm at which a full run lost again what it had learnt, by ``MAX_FALL``.

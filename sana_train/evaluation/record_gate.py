@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sana_train.evaluation.convergence.s90 import S90
 from sana_train.evaluation.record import Record
-from sana_train.evaluation.record_tables import is_tuned, markdown_table
+from sana_train.evaluation.record_tables import is_tuned, judged, markdown_table
 
 SCRATCH_RATIO = 4.0
 TEXTURE_RATIO = 3.0
@@ -75,8 +75,10 @@ class Gate:
 def gate(record: Record) -> Gate:
     """The gate of a record with samples of both arms.
 
-    A median not reached counts as the last step that both arms were evaluated at.
+    A median not reached counts as the last step that both arms were evaluated at. Where an arm has full runs
+    at several rates, those at its sweep's choice are judged.
     """
+    record = judged(record)
     semantic, texture = record.s90("random", "semantic"), record.s90("random", "texture")
     last_step = min(run.steps[-1] for arm in _ARMS for run in record.select(arm))
     scratch = _ratio(record.s90("scratch", "semantic"), semantic, last_step, SCRATCH_RATIO)

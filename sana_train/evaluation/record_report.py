@@ -23,7 +23,7 @@ def write_report(folder: Path) -> list[Path]:
     Raises:
         ValueError: there is no record, or it holds sweeps only.
     """
-    from sana_train.evaluation.figures import record_figure  # imports torch and matplotlib
+    from sana_train.evaluation.record_figure import record_figure  # imports torch and matplotlib
 
     record = load_with_runs(folder)
     parts = ["# Tables", _section("S90: median of the seeds [95 % interval]", s90_table(record))]

@@ -107,18 +107,55 @@ def is_tuned(record: Record, arm: str) -> bool:
     return not best.is_edge and all(run.lr == best.lr for run in record.select(arm))
 
 
-def s90_rows(record: Record) -> list[list[str]]:
-    """S90 per arm, the head first: median over seeds [95 % bootstrap over seeds and clips]."""
-    rows = [["arm", "lr", "seeds", *(TITLES[name] for name in record.headlines)]]
+def judged(record: Record) -> Record:
+    """The record with full runs of each arm at the rate that its sweep chose, where there are any.
+
+    Full runs at other rates are left out, unless one broke off there: that is evidence against the rate.
+    """
     for arm in record.arms:
-        runs = record.select(arm)
-        lrs = "/".join(f"{lr:g}" for lr in sorted({run.lr for run in runs}))
-        cells = [
-            record.s90(arm, name).text(record.last_step) if record.is_judged(name) else "not judged"
-            for name in record.headlines
-        ]
-        rows.append([arm, lrs, str(len(runs)), *cells])
+        points, broken = sweep(record, arm), record.broken_rates(arm)
+        if any(point.has_gap and point.lr not in broken for point in points):
+            chosen = choose_lr(points, broken).lr
+            if any(run.lr == chosen for run in record.select(arm)):
+                record = record.without(arm, _rates(record, arm) - {chosen})
+    return record
+
+
+def s90_rows(record: Record) -> list[list[str]]:
+    """S90 per arm, the head first: median over seeds [95 % bootstrap over seeds and clips].
+
+    Full runs at rates that the arm's sweep did not choose have rows of their own.
+    """
+    rows = [["arm", "lr", "seeds", *(TITLES[name] for name in record.headlines)]]
+    chosen, others = judged(record), other_rates(record)
+    for arm in record.arms:
+        rows.append(_s90_row(chosen, arm, arm))
+        rows += [_s90_row(alone, arm, f"{arm}, other lr") for name, alone in others if name == arm]
     return rows
+
+
+def other_rates(record: Record) -> list[tuple[str, Record]]:
+    """(arm, the record with its full runs at one rate alone), for every rate that ``judged`` leaves out."""
+    chosen = judged(record)
+    return [
+        (arm, record.without(arm, _rates(record, arm) - {lr}))
+        for arm in record.arms
+        for lr in sorted(_rates(record, arm) - _rates(chosen, arm))
+    ]
+
+
+def _rates(record: Record, arm: str) -> set[float]:
+    """Learning rates of the full runs that the arm is judged by."""
+    return {run.lr for run in record.select(arm)}
+
+
+def _s90_row(record: Record, arm: str, title: str) -> list[str]:
+    lrs = "/".join(f"{lr:g}" for lr in sorted(_rates(record, arm)))
+    cells = [
+        record.s90(arm, name).text(record.last_step) if record.is_judged(name) else "not judged"
+        for name in record.headlines
+    ]
+    return [title, lrs, str(len(record.select(arm))), *cells]
 
 
 def s90_table(record: Record) -> str:

@@ -9,8 +9,9 @@ from matplotlib.image import imread
 
 from sana_train.evaluation.convergence.levels import Levels
 from sana_train.evaluation.figure_style import HEADLINE_COLOURS, arm_colour
-from sana_train.evaluation.figures import convergence_figure, record_figure
+from sana_train.evaluation.figures import convergence_figure
 from sana_train.evaluation.record import Record
+from sana_train.evaluation.record_figure import record_figure
 
 
 def num_pixels(path, colour: str) -> int:

@@ -3,13 +3,16 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from sana_train.evaluation.record import Record, Run
+from sana_train.evaluation.record_gate import gate
 from sana_train.evaluation.record_tables import (
     SweepPoint,
     choose_lr,
     is_tuned,
+    judged,
     s90_table,
     sweep,
     sweep_table,
@@ -70,6 +73,40 @@ def test_a_rate_at_which_a_full_run_breaks_off_gives_way_to_the_next_best(record
     record.runs += [run for run in again if run.arm == "random" and not run.is_sweep]
     assert {run.lr for run in record.select("random")} == {1e-4}
     assert "| random       | 0.0001 |" in s90_table(record)
+
+
+def at_another_rate(record: Record, arm: str, lr: float) -> None:
+    """Full runs of the arm once more, at a rate that its sweep did not choose; textures never come back."""
+    runs = record.select(arm)
+    again = [replace(run, name=f"{run.name}-lr{lr:g}", lr=lr, clips=dict(run.clips)) for run in runs]
+    for run in again:
+        start = run.clips["samples/texture"][:1]
+        run.clips["samples/texture"] = np.repeat(start, len(run.steps), axis=0)
+    record.runs += again
+
+
+def test_full_runs_at_several_rates_are_judged_at_the_sweeps_and_shown_beside(record_dir):
+    record = Record.load(record_dir)
+    before, passed = s90_table(record).splitlines(), gate(record)
+    at_another_rate(record, "random", 1e-4)
+    assert len(record.select("random")) == 6
+    assert {run.lr for run in judged(record).select("random")} == {3e-4}
+    assert gate(record) == passed
+    after = s90_table(record).splitlines()
+    assert [line.split() for line in before[2:]] == [
+        line.split() for line in after[2:] if "other lr" not in line
+    ]
+    (other,) = [line for line in after if "other lr" in line]
+    assert other.split("|")[2].strip() == "0.0001"
+    assert "not reached" in other.split("|")[-2]
+
+
+def test_full_runs_at_other_rates_only_are_all_that_is_judged(record_dir):
+    record = Record.load(record_dir)
+    at_another_rate(record, "random", 1e-4)
+    others = record.without("random", {3e-4})
+    assert {run.lr for run in judged(others).select("random")} == {1e-4}
+    assert "learning rate inside its sweep" in gate(others).unmet
 
 
 def test_no_rate_is_left_where_full_runs_break_off_at_all(record_dir):
