@@ -1,14 +1,15 @@
 """The record of both tiny stages: bars, controls, audio variants, evaluations, one stage alone.
 
-    python experiments/two_stage_tiny/record.py OUT WEIGHTS [--stage-one DIT] [--single DIT] [KEY=VALUE ...]
+    python experiments/two_stage_tiny/record.py OUT WEIGHTS MOVED [KEY=VALUE ...]
 
 WEIGHTS is a folder as data/tiny with what train.sh left there: ltx2_large, ltx2_upsampler, ltx2_refiner, and
-where they are ltx2_refiner_teacher and ltx2_refiner_video (no audio branch). DIT is the export of one in the
-tiny LTX-2 space; WEIGHTS/sana_ltx2_stage1, and WEIGHTS/sana_ltx2_256 for --single, if none is given. Between
-the stages latents go through pixels, but for `upsampled`, which has the latent upsampler; `first_sigma_*` are
-the teacher's walks from other sigmas, of which 0.909 is the paper's. Each evaluation is evaluate.py's, in
-OUT/<name>, and the same command goes on where it was stopped; results.json, tables.md and figure.png are
-drawn of what is done. KEY=VALUE are overrides of all, e.g. trainer=cpu.
+where they are ltx2_refiner_teacher, ltx2_refiner_video (no audio branch) and, for one stage against two,
+sana_ltx2_stage1 and sana_ltx2_256. MOVED is the run directory of a DiT that was moved into the tiny LTX-2
+space, with its checkpoint of step 0: stage 1 after the move, and before it. Between the stages latents go
+through pixels, but for `upsampled`, which has the latent upsampler; `first_sigma_*` are the teacher's walks
+from other sigmas, of which 0.909 is the paper's. Each evaluation is evaluate.py's, in OUT/<name>, and the same
+command goes on where it was stopped; results.json, tables.md and figure.png are drawn of what is done.
+KEY=VALUE are overrides of all, e.g. trainer=cpu.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ from sana_train.utils.files import publish_file, write_json
 AUDIO = ("zero_noised", "zero_clean", "pure_noise", "isolated")
 EVALUATIONS = (2, 3, 4, 5)
 COARSE = ("shape", "motion", "relation", "count", "colour", "background")
-MAIN, PAPER = "main", "first_sigma_0.909"
+MAIN, BEFORE, PAPER = "main", "before", "first_sigma_0.909"
+SMALL, SINGLE, PROBE = "small", "single", "single_probe"  # one stage against two
 # Three evaluations each, the paper's sigmas and those by other flow shifts.
 WALKS = {
     PAPER: (0.909375, 0.725, 0.421875, 0.0),
@@ -72,9 +74,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("out", type=Path, metavar="OUT")
     top.add_argument("weights", type=Path, metavar="WEIGHTS")
+    top.add_argument("moved", type=Path, metavar="MOVED")
     top.add_argument("words", nargs="*", metavar="KEY=VALUE", help="overrides of every evaluation")
-    top.add_argument("--stage-one", type=Path, help="export of stage 1's DiT")
-    top.add_argument("--single", type=Path, help="export of the single-stage DiT at the target size")
     top.add_argument("--num-clips", type=int, default=512, help="held-out clips (512)")
     top.add_argument("--num-variant-clips", type=int, default=512, help="of variants (512)")
     return top
@@ -83,8 +84,6 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     given = parser().parse_intermixed_args()
     weights: Path = given.weights
-    stage_one = given.stage_one or weights / "sana_ltx2_stage1"
-    single = given.single or weights / "sana_ltx2_256"
     shared = [
         f"paths.weights={weights}",
         "two_stage.batch_size=32",
@@ -92,25 +91,33 @@ def main() -> None:
     ]
     distilled = (f"refiner.weights={weights / 'ltx2_refiner'}",)
     with readable_errors():
-        for plan in plans(stage_one, weights, given.num_clips, given.num_variant_clips, distilled):
+        for plan in plans(given.moved, weights, given.num_clips, given.num_variant_clips, distilled):
             plan.run(given.out, shared)
             report(given.out, weights)
-        if (single / "record.json").is_file():
+        small, single = (weights / name for name in ("sana_ltx2_stage1", "sana_ltx2_256"))
+        if all((part / "record.json").is_file() for part in (small, single)):
+            overrides = ("two_stage.num_shown=0", *distilled)
+            Plan(SMALL, small, "stage1,stage2", given.num_clips, overrides).run(given.out, shared)
             judge_single(given.out, single, given.num_clips, shared)
         report(given.out, weights)
     sys.stdout.write((given.out / "tables.md").read_text())
 
 
 def plans(
-    stage_one: Path, weights: Path, num_clips: int, num_variant_clips: int, distilled: tuple[str, ...]
+    moved: Path, weights: Path, num_clips: int, num_variant_clips: int, distilled: tuple[str, ...]
 ) -> list[Plan]:
-    """All but the single stage, the most wanted first."""
-    columns = "stage1,stage2,ceiling,clip_stage1,clip_stage2,noise,foreign"
-    found = [Plan(MAIN, stage_one, columns, num_clips, distilled)]
+    """All but one stage against two, the most wanted first."""
+    after = moved / "export"
+    columns = "stage1,stage2,ceiling,clip_stage1,clip_stage2,noise,foreign,source,transcoded"
+    step_0 = moved / "checkpoints" / "step_0000000"
+    found = [
+        Plan(MAIN, after, columns, num_clips, distilled),
+        Plan(BEFORE, step_0, "stage1,stage2", num_clips, distilled),
+    ]
 
     def variant(name: str, *overrides: str) -> None:
         shown = "two_stage.num_shown=0"
-        found.append(Plan(name, stage_one, "clip_stage2", num_variant_clips, (shown, *overrides)))
+        found.append(Plan(name, after, "clip_stage2", num_variant_clips, (shown, *overrides)))
 
     for mode in AUDIO[1:]:
         variant(f"audio_{mode}", *distilled, f"refiner.audio={mode}")
@@ -131,7 +138,7 @@ def plans(
             sigmas = "refiner.sigmas={3:[" + ",".join(map(str, times)) + "]}"
             overrides = ("two_stage.num_shown=0", f"refiner.weights={teacher}", sigmas)
             walked = "stage2,clip_stage2,noise,foreign"
-            found.append(Plan(name, stage_one, walked, num_variant_clips, overrides))
+            found.append(Plan(name, after, walked, num_variant_clips, overrides))
     return found
 
 
@@ -140,7 +147,7 @@ def judge_single(out: Path, single: Path, num_clips: int, shared: Sequence[str])
     file = out / "single_steps.json"
     if not file.is_file():
         overrides = ("two_stage.num_shown=0", f"convergence.generator.schedule.num_steps={_PROBE_STEPS}")
-        probe = Plan("single_probe", single, "single", min(num_clips, 128), overrides)
+        probe = Plan(PROBE, single, "single", min(num_clips, 128), overrides)
         probe.run(out, shared)
         seconds = metrics_of(out, probe.name)["seconds_per_clip"]["single"]
         both = latency(out)
@@ -148,7 +155,7 @@ def judge_single(out: Path, single: Path, num_clips: int, shared: Sequence[str])
         write_json(file, {"num_steps": steps, "both_stages_s": both, "probe_s": seconds})
     steps = json.loads(file.read_text())["num_steps"]
     overrides = (f"convergence.generator.schedule.num_steps={steps}",)
-    Plan("single", single, "single", num_clips, overrides).run(out, shared)
+    Plan(SINGLE, single, "single", num_clips, overrides).run(out, shared)
 
 
 def metrics_of(out: Path, name: str) -> dict[str, Any]:
@@ -157,7 +164,7 @@ def metrics_of(out: Path, name: str) -> dict[str, Any]:
 
 def latency(out: Path) -> float:
     """Seconds per clip of both stages, text to pixels."""
-    return sum(v for k, v in metrics_of(out, MAIN)["seconds_per_clip"].items() if k != "single")
+    return sum(metrics_of(out, SMALL)["seconds_per_clip"].values())
 
 
 def per_clip(out: Path, name: str) -> dict[str, Array]:
@@ -213,15 +220,21 @@ def report(out: Path, weights: Path) -> None:
     columns = {
         column: {metric: alone(clips[MAIN][f"{column}/{metric}"]) for metric in _METRICS
                  if f"{column}/{metric}" in clips[MAIN]}
-        for column in ("stage1", "stage2", "noise", "foreign", "ceiling", "clip_stage1", "clip_stage2")
+        for column in ("stage1", "stage2", "noise", "foreign", "ceiling", "clip_stage1", "clip_stage2",
+                       "source", "transcoded")
     }  # fmt: skip
+    for column in ("stage1", "stage2") if BEFORE in done else ():
+        columns[f"{column}, before the move"] = {
+            metric: alone(clips[BEFORE][f"{column}/{metric}"]) for metric in _METRICS
+            if f"{column}/{metric}" in clips[BEFORE]
+        }  # fmt: skip
     for column in ("stage2", "noise", "foreign") if PAPER in done else ():
         found = {metric: alone(clips[PAPER][f"{column}/{metric}"]) for metric in _METRICS
                  if f"{column}/{metric}" in clips[PAPER]}  # fmt: skip
         columns[f"{column}, paper's sigmas"] = found
     chance = metrics_of(out, MAIN)["chance"]
     variants = _variants(clips)
-    thesis = _thesis(out, weights, clips) if "single" in done else []
+    thesis = _thesis(out, weights, clips) if SINGLE in done else []
     with publish_file(out / "tables.md") as scratch:
         scratch.write_text(_tables(found_bars, columns, variants, thesis, chance))
     _figure(out / "figure.png", columns, variants, chance)
@@ -232,6 +245,7 @@ def report(out: Path, weights: Path) -> None:
         "thesis": thesis,
         "chance": chance,
         "num_clips": metrics_of(out, MAIN)["num_clips"],
+        "seconds_per_clip": metrics_of(out, MAIN)["seconds_per_clip"],
         "environment": metrics_of(out, MAIN).get("environment"),
     }
     write_json(out / "results.json", plain)
@@ -242,7 +256,7 @@ def _variants(clips: Mapping[str, Mapping[str, Array]]) -> list[dict[str, Any]]:
     default = {key: value for key, value in clips[MAIN].items() if key.startswith("clip_stage2/")}
     rows = []
     for name, values in {"audio_zero_noised, evaluations_3": default, **clips}.items():
-        if name in (MAIN, "single", "single_probe"):
+        if name in (MAIN, BEFORE, SMALL, SINGLE, PROBE):
             continue
         row: dict[str, Any] = {"variant": name}
         for metric in _METRICS:
@@ -260,9 +274,9 @@ def _thesis(out: Path, weights: Path, clips: Mapping[str, Mapping[str, Array]]) 
     two_parts = ("sana_ltx2_stage1", "ltx2_refiner_teacher", "ltx2_refiner")
     rows = []
     for label, parts, values, column, seconds in (
-        ("stage 1 + refiner", two_parts, clips[MAIN], "stage2", latency(out)),
-        ("one stage", ("sana_ltx2_256",), clips["single"], "single",
-         metrics_of(out, "single")["seconds_per_clip"]["single"]),
+        ("stage 1 + refiner", two_parts, clips[SMALL], "stage2", latency(out)),
+        ("one stage", ("sana_ltx2_256",), clips[SINGLE], "single",
+         metrics_of(out, SINGLE)["seconds_per_clip"]["single"]),
     ):  # fmt: skip
         row: dict[str, Any] = {
             "model": label,
@@ -272,7 +286,7 @@ def _thesis(out: Path, weights: Path, clips: Mapping[str, Mapping[str, Array]]) 
         for metric in ("semantic", "colour", "texture", "spectrum_gap"):
             mean = alone(values[f"{column}/{metric}"])
             row[metric] = mean and mean.__dict__
-            gain = paired(clips[MAIN][f"stage2/{metric}"], clips["single"][f"single/{metric}"])
+            gain = paired(clips[SMALL][f"stage2/{metric}"], clips[SINGLE][f"single/{metric}"])
             row[f"{metric}, two stages - one"] = gain.__dict__
         rows.append(row)
     return rows

@@ -54,7 +54,7 @@ class TrainingConfig:
     precision: Literal["auto", "bf16-mixed", "32-true"]  # auto: bf16 on a GPU, fp32 on a CPU
     checkpoint_every: int  # steps between full checkpoints
     keep_full: int  # full checkpoints kept
-    milestones: list[int]  # steps whose weights are kept for good
+    milestones: list[int]  # steps whose weights are kept for good; 0: before training
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "global_batch", "micro_batch", "checkpoint_every", "keep_full"):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_harness import launch
+from training_harness import launch, make_task
 
 from sana_train.training import checkpoint as ckpt
 from sana_train.training.callbacks.checkpoints import CheckpointCallback
@@ -52,6 +52,15 @@ def test_a_run_keeps_two_full_checkpoints_and_its_milestones(tmp_path: Path) -> 
     launch(tmp_path, max_steps=7, checkpoint_every=2, milestones=[1, 2, 5])
     weights_only = FULL - {"training_state"}
     assert contents(tmp_path) == {1: weights_only, 2: weights_only, 5: weights_only, 6: FULL, 7: FULL}
+
+
+def test_milestone_zero_is_what_training_began_with(tmp_path: Path) -> None:
+    began_with = make_task().model.state_dict()
+    for _ in range(2):  # the second goes on from the first's end and leaves it as it is
+        launch(tmp_path, max_steps=2, milestones=[0])
+        assert contents(tmp_path) == {0: FULL - {"training_state"}, 2: FULL}
+        kept = ckpt.load_weights(ckpt.checkpoint_path(tmp_path, 0))
+        assert all(torch.equal(kept[name], value) for name, value in began_with.items())
 
 
 def test_resuming_takes_the_last_full_checkpoint_not_a_later_milestone(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ class CheckpointCallback(StepCallback):
 
     Args:
         every: optimiser steps between full checkpoints.
-        milestones: steps whose weights are kept for good.
+        milestones: steps whose weights are kept for good; 0 is before training.
         keep_full: how many full checkpoints stay.
         run: written into each ``run.json``.
     """
@@ -37,6 +37,8 @@ class CheckpointCallback(StepCallback):
         self._last_full = step  # a run resumes from full checkpoints only
         if shell.trainer.is_global_zero:
             ckpt.remove_leftovers(shell.run_dir)
+        if step == 0 and 0 in self.milestones:
+            self._save(shell, 0, with_training_state=False)
 
     def on_step_end(self, shell: TrainingShell, step: int) -> None:
         is_full = step % self.every == 0
