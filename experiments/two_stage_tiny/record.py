@@ -7,7 +7,7 @@ where they are ltx2_refiner_teacher, ltx2_refiner_video (no audio branch) and, f
 sana_ltx2_stage1 and sana_ltx2_256. MOVED is the run directory of a DiT that was moved into the tiny LTX-2
 space, with its checkpoint of step 0: stage 1 after the move, and before it. Between the stages latents go
 through pixels, but for `upsampled`, which has the latent upsampler; `first_sigma_*` are the teacher's walks
-from other sigmas, of which 0.909 is the paper's. Each evaluation is evaluate.py's, in OUT/<name>, and the same
+from other sigmas, of which 0.909 is the paper's. Each evaluation is evaluate.py's, in OUT/<name>; the same
 command goes on where it was stopped; results.json, tables.md and figure.png are drawn of what is done.
 KEY=VALUE are overrides of all, e.g. trainer=cpu.
 """

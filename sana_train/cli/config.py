@@ -59,6 +59,21 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("max_steps", "global_batch", "micro_batch", "checkpoint_every", "keep_full"):
             _at_least_1(f"training.{name}", getattr(self, name))
+        for name, value in {"lr": self.lr, "eps": self.eps, "clip_norm": self.clip_norm}.items():
+            if not value > 0.0:
+                raise ValueError(f"training.{name}={value}: expected a number above 0")
+        for name, value in {"warmup_steps": self.warmup_steps, "weight_decay": self.weight_decay}.items():
+            if not value >= 0:
+                raise ValueError(f"training.{name}={value}: expected 0 or more")
+        if not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ValueError(f"training.betas={list(self.betas)}: expected two numbers in [0, 1)")
+        if self.global_batch % self.micro_batch:
+            most = min(self.micro_batch, self.global_batch)
+            whole = next(n for n in range(most, 0, -1) if self.global_batch % n == 0)
+            raise ValueError(
+                f"training.global_batch={self.global_batch} does not divide into micro-batches of "
+                f"training.micro_batch={self.micro_batch}; set training.micro_batch={whole}, for one"
+            )
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"training.ema_decay={self.ema_decay}: expected a number in [0, 1), e.g. 0.999")
 

@@ -157,7 +157,8 @@ def _parse(arguments: Sequence[str]) -> list[Override]:
     try:
         parsed = [_first_of_sweep(override) for override in OverridesParser.create().parse_overrides(lines)]
     except HydraException as error:
-        raise ConfigError([str(error).splitlines()[0]]) from error
+        what = str(error).splitlines()[0]
+        raise ConfigError([f"{what}: write key=value, group=option or ~group"]) from error
     return [override for override in parsed if not override.key_or_group.startswith("hydra")]
 
 
@@ -165,7 +166,12 @@ def _compose(overrides: Sequence[Override], config_name: str) -> DictConfig:
     try:
         return compose_config([str(override.input_line) for override in overrides], config_name)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError([str(error).splitlines()[0]]) from error
+        what = str(error).splitlines()[0]
+        if what.startswith("Could not override"):  # a folder below conf/ that no default names
+            what += (
+                " `python train.py --help` lists the groups; an option in a folder is experiment=record/adapt"
+            )
+        raise ConfigError([what]) from error
 
 
 def _first_of_sweep(override: Override) -> Override:

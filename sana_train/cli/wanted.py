@@ -171,6 +171,8 @@ def _explain(config: RunConfig, missing: list[Wanted], models: Path) -> str:
         "what the hub has (or `hf download <organisation>/<repository>`); or give a local path: "
         f"{missing[0].key}=/path/to/it"
     )
+    if config.scale == "tiny" or all(wanted.key != "source.checkpoint" for wanted in missing):
+        return "\n".join(lines)
     if config.source is not None and "dcae" in config.source.autoencoder[TARGET].lower().replace("_", ""):
         lines.append(
             "No DiT in the DCAE-V space is public, so source.checkpoint must be your own. The real start is "

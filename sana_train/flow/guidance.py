@@ -25,16 +25,6 @@ class ClassifierFreeGuidance:
         """Whether the null branch is worth computing."""
         return self.scale != 1.0
 
-    def from_branches(self, captioned: Velocity, null: Velocity) -> Velocity:
-        """Guided velocity from two callables over the same (B, ...) latents; two calls per evaluation."""
-
-        def guided(latents: Tensor, t: Tensor) -> Tensor:
-            if not self.needs_null:
-                return captioned(latents, t)
-            return self._combine(captioned(latents, t), null(latents, t))
-
-        return guided
-
     def from_doubled(self, doubled: Velocity) -> Velocity:
         """Guided velocity from one callable over (2B, ...) latents, the captioned half first.
 
@@ -45,9 +35,6 @@ class ClassifierFreeGuidance:
         def guided(latents: Tensor, t: Tensor) -> Tensor:
             both = doubled(torch.cat([latents, latents]), torch.cat([t, t]))
             captioned, null = both.chunk(2)
-            return self._combine(captioned, null)
+            return null + self.scale * (captioned - null)
 
         return guided
-
-    def _combine(self, captioned: Tensor, null: Tensor) -> Tensor:
-        return null + self.scale * (captioned - null)

@@ -48,13 +48,3 @@ def clean_from_velocity(noisy: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
 def noise_from_velocity(noisy: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
     """The noise at the path's other end."""
     return noisy + (1.0 - expand_time(t, noisy)) * velocity
-
-
-def velocity_from_clean(noisy: Tensor, latents: Tensor, t: Tensor) -> Tensor:
-    """Inverse of ``clean_from_velocity``; ``t`` must be above 0."""
-    return (noisy - latents) / expand_time(t, noisy)
-
-
-def velocity_from_noise(noisy: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """Inverse of ``noise_from_velocity``; ``t`` must be below 1."""
-    return (noise - noisy) / (1.0 - expand_time(t, noisy))

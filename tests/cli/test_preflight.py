@@ -35,6 +35,9 @@ from sana_train.cli.wanted import wanted_weights
         (["training.lr"], "training.lr"),
         (["training.seed=0,1", "training.lrr=1,2"], "the nearest is training.lr"),
         (["reader=null,tiny"], "reader=null: a part is left out with ~reader"),
+        (["experiment/record=adapt"], "an option in a folder is experiment=record/adapt"),
+        (["dashboard=run"], "`python train.py --help` lists the groups"),
+        (["foo"], "write key=value, group=option or ~group"),
     ],
 )
 def test_names_the_mistake(overrides: list[str], message: str) -> None:

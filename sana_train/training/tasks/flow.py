@@ -51,6 +51,10 @@ class FlowTask:
         self.model = model
         self.autoencoder, self.text_encoder = autoencoder, text_encoder
         self.time_sampler = time_sampler
+        if not 0.0 <= caption_dropout_prob <= 1.0:
+            raise ValueError(
+                f"task.caption_dropout_prob={caption_dropout_prob}: expected a number from 0 to 1"
+            )
         self.caption_dropout_prob = caption_dropout_prob
         encoders: list[Any] = [autoencoder, text_encoder]  # not every one of them has weights
         self.frozen = [each.requires_grad_(False).eval() for each in encoders if isinstance(each, nn.Module)]
