@@ -22,35 +22,59 @@ from sana_train.training.callbacks.base import StepCallback
 from sana_train.training.sharding import Sharding, sharded_copy
 from sana_train.training.shell import TrainingShell
 
+SAVES = (1, 2, 3)
+
 
 def known_state(shift: float) -> dict[str, torch.Tensor]:
     return {name: value.float() + shift for name, value in make_model().state_dict().items()}
 
 
-def save_in_shards(target: Path) -> None:
-    """A known state through two ranks; changed as soon as it is handed over, as training changes it."""
+def save_in_shards(run_dir: Path) -> None:
+    """Known states; each is changed as soon as it is handed over, as training changes it."""
     dist.init_process_group("gloo")
     empty = make_model().to("meta")
     model, average = (
         sharded_copy(empty, Sharding(lambda model: None), torch.device("cpu"), use_bf16=False) for _ in "12"
     )
-    fill(model, known_state(0.0))
-    fill(average, known_state(1.0))
     saver = BackgroundSaver()
-    saver.save(target, model.state_dict(), average.state_dict(), None, {"step": 3}, lambda: None)
-    for parameter in (*model.parameters(), *average.parameters()):
-        parameter.detach().zero_()
+    for step in SAVES:
+        fill(model, known_state(step))
+        fill(average, known_state(step + 0.5))
+        target = ckpt.checkpoint_path(run_dir, step)
+        saver.save(target, model.state_dict(), average.state_dict(), None, {"step": step}, lambda: None)
+        for parameter in (*model.parameters(), *average.parameters()):
+            parameter.detach().zero_()
     saver.wait()
 
 
 def test_files_are_to_the_byte_what_one_process_writes(tmp_path: Path) -> None:
-    one, two = (ckpt.checkpoint_path(tmp_path / name, 3) for name in ("one", "two"))
-    ckpt.save_checkpoint(one, known_state(0.0), known_state(1.0), None, {"step": 3})
-    assert exit_codes(save_in_shards, two) == [0, 0]
-    names = sorted(path.name for path in one.iterdir())
-    assert sorted(path.name for path in two.iterdir()) == names
-    for name in names:
-        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    assert exit_codes(save_in_shards, tmp_path / "two") == [0, 0]
+    for step in SAVES:
+        one, two = (ckpt.checkpoint_path(tmp_path / name, step) for name in ("one", "two"))
+        ckpt.save_checkpoint(one, known_state(step), known_state(step + 0.5), None, {"step": step})
+        names = sorted(path.name for path in one.iterdir())
+        assert sorted(path.name for path in two.iterdir()) == names
+        for name in names:
+            assert (one / name).read_bytes() == (two / name).read_bytes(), (step, name)
+
+
+def train_and_go_on(run_dir: Path) -> None:
+    """Six steps with a save after each; then the last two of them once more, from the save before."""
+    how: dict[str, Any] = {"micro_batch": 4, "devices": 2, "strategy": "fsdp2", "checkpoint_every": 1}
+    straight, parts = run_dir / "straight", run_dir / "parts"
+    launch(straight, max_steps=6, **how)
+    launch(parts, max_steps=4, **how)
+    launch(parts, max_steps=6, **how)
+
+
+def test_a_run_goes_on_from_the_last_of_many_saves(tmp_path: Path) -> None:
+    """Bit for bit; each save but the first copies into memory that held the one before."""
+    assert exit_codes(train_and_go_on, tmp_path) == [0, 0]
+    straight, parts = tmp_path / "straight", tmp_path / "parts"
+    assert metrics(parts) == metrics(straight)
+    for name in ("model.safetensors", "ema.safetensors"):
+        last = [ckpt.checkpoint_path(run_dir, 6) / name for run_dir in (straight, parts)]
+        assert last[0].read_bytes() == last[1].read_bytes(), name
 
 
 class HeldBack(StepCallback):
