@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ class StagingMemory:
 
 def _lock(memory: Tensor) -> None:
     # Not `pin_memory`, which rounds each size up to a power of two.
-    error = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, _PORTABLE))
+    error = int(_runtime().cudaHostRegister(memory.data_ptr(), memory.nbytes, _PORTABLE))
     if error:
         raise RuntimeError(
             f"{memory.nbytes / 2**20:.2f} MiB of this machine's memory could not be locked for a checkpoint "
@@ -79,4 +80,8 @@ def _lock(memory: Tensor) -> None:
 
 def _unlock(addresses: list[int]) -> None:
     for address in addresses:
-        torch.cuda.cudart().cudaHostUnregister(address)
+        _runtime().cudaHostUnregister(address)
+
+
+def _runtime() -> Any:
+    return torch.cuda.cudart()
