@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -48,7 +49,7 @@ def save_in_shards(run_dir: Path) -> None:
 
 
 def test_files_are_to_the_byte_what_one_process_writes(tmp_path: Path) -> None:
-    assert exit_codes(save_in_shards, tmp_path / "two") == [0, 0]
+    assert exit_codes(save_in_shards, tmp_path / "two", limit_s=200) == [0, 0]
     for step in SAVES:
         one, two = (ckpt.checkpoint_path(tmp_path / name, step) for name in ("one", "two"))
         ckpt.save_checkpoint(one, known_state(step), known_state(step + 0.5), None, {"step": step})
@@ -58,23 +59,43 @@ def test_files_are_to_the_byte_what_one_process_writes(tmp_path: Path) -> None:
             assert (one / name).read_bytes() == (two / name).read_bytes(), (step, name)
 
 
-def train_and_go_on(run_dir: Path) -> None:
-    """Six steps with a save after each; then the last two of them once more, from the save before."""
-    how: dict[str, Any] = {"micro_batch": 4, "devices": 2, "strategy": "fsdp2", "checkpoint_every": 1}
-    straight, parts = run_dir / "straight", run_dir / "parts"
-    launch(straight, max_steps=6, **how)
-    launch(parts, max_steps=4, **how)
-    launch(parts, max_steps=6, **how)
+def train_and_go_on(run_dir: Path, num_ranks: int, accelerator: str) -> None:
+    """Six steps, a save after each; then the last step once more, from the fifth save."""
+    how: dict[str, Any] = {
+        "max_steps": 6,
+        "devices": num_ranks,
+        "micro_batch": 8 // num_ranks,
+        "accelerator": accelerator,
+        "strategy": "fsdp2",
+        "checkpoint_every": 1,
+    }
+    straight, resumed = run_dir / "straight", run_dir / "resumed"
+    launch(straight, **how)
+    if dist.get_rank() == 0:
+        shutil.copytree(straight, resumed)
+        shutil.rmtree(ckpt.checkpoint_path(resumed, 6))
+    dist.barrier()
+    assert launch(resumed, **how).resume_from == ckpt.checkpoint_path(resumed, 5)
 
 
 def test_a_run_goes_on_from_the_last_of_many_saves(tmp_path: Path) -> None:
     """Bit for bit; each save but the first copies into memory that held the one before."""
-    assert exit_codes(train_and_go_on, tmp_path) == [0, 0]
-    straight, parts = tmp_path / "straight", tmp_path / "parts"
-    assert metrics(parts) == metrics(straight)
+    assert exit_codes(train_and_go_on, tmp_path, 2, "cpu", limit_s=200) == [0, 0]
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    assert metrics(resumed) == metrics(straight)
     for name in ("model.safetensors", "ema.safetensors"):
-        last = [ckpt.checkpoint_path(run_dir, 6) / name for run_dir in (straight, parts)]
+        last = [ckpt.checkpoint_path(run_dir, 6) / name for run_dir in (straight, resumed)]
         assert last[0].read_bytes() == last[1].read_bytes(), name
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_so_does_a_run_on_a_gpu(tmp_path: Path) -> None:
+    assert exit_codes(train_and_go_on, tmp_path, 1, "gpu", num=1, limit_s=200) == [0]
+    straight, resumed = (
+        [line["train/loss"] for line in metrics(tmp_path / name)] for name in ("straight", "resumed")
+    )
+    assert resumed == pytest.approx(straight, rel=1e-4)
 
 
 class HeldBack(StepCallback):

@@ -64,7 +64,7 @@ def stage_while_training() -> None:
 
 
 def test_each_copy_is_of_its_moment_and_memory_is_taken_once() -> None:
-    assert exit_codes(stage_while_training) == [0, 0]
+    assert exit_codes(stage_while_training, limit_s=200) == [0, 0]
 
 
 class RefusingCuda:
