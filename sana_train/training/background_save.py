@@ -20,10 +20,10 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from sana_train.training import checkpoint as ckpt
 from sana_train.training.gloo import gloo_group
+from sana_train.training.staging import StagingMemory
 from sana_train.utils.files import publish_directory
 
 _SHARDS = "shards"  # of weights, until they are put together
@@ -36,10 +36,7 @@ class BackgroundSaver:
         # Of its own: what the background sends must not meet what training sends.
         self._group: Any = gloo_group()
         self._is_first = dist.get_rank() == 0
-        # A GPU copies into page-locked memory at the speed of the bus. That is locked once and kept,
-        # since locking takes longer than copying.
-        uses_gpu = torch.cuda.is_available() and dist.get_backend() != "gloo"
-        self._kept = DefaultStager(StagingOptions(True, False, False, True)) if uses_gpu else None
+        self._memory = StagingMemory()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -66,14 +63,12 @@ class BackgroundSaver:
             OSError: the one before could not be written.
         """
         self.wait()
-        state = {"model": dict(model), "ema": dict(ema), "optimiser": dict(optimiser or {})}
-        stager = self._kept or DefaultStager(StagingOptions(False, False, False, False))
-        staged = stager.stage(state)
+        staged = self._memory.stage({"model": model, "ema": ema, "optimiser": optimiser or {}})
         is_full = optimiser is not None
 
         def write() -> None:
             try:
-                self._write(target, staged, is_full, run, published)  # type: ignore[arg-type]
+                self._write(target, staged, is_full, run, published)
             except BaseException as error:  # torch's own is no Exception; `wait` raises it where it is heard
                 self._error = error
 

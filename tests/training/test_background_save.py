@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -22,35 +23,79 @@ from sana_train.training.callbacks.base import StepCallback
 from sana_train.training.sharding import Sharding, sharded_copy
 from sana_train.training.shell import TrainingShell
 
+SAVES = (1, 2, 3)
+
 
 def known_state(shift: float) -> dict[str, torch.Tensor]:
     return {name: value.float() + shift for name, value in make_model().state_dict().items()}
 
 
-def save_in_shards(target: Path) -> None:
-    """A known state through two ranks; changed as soon as it is handed over, as training changes it."""
+def save_in_shards(run_dir: Path) -> None:
+    """Known states; each is changed as soon as it is handed over, as training changes it."""
     dist.init_process_group("gloo")
     empty = make_model().to("meta")
     model, average = (
         sharded_copy(empty, Sharding(lambda model: None), torch.device("cpu"), use_bf16=False) for _ in "12"
     )
-    fill(model, known_state(0.0))
-    fill(average, known_state(1.0))
     saver = BackgroundSaver()
-    saver.save(target, model.state_dict(), average.state_dict(), None, {"step": 3}, lambda: None)
-    for parameter in (*model.parameters(), *average.parameters()):
-        parameter.detach().zero_()
+    for step in SAVES:
+        fill(model, known_state(step))
+        fill(average, known_state(step + 0.5))
+        target = ckpt.checkpoint_path(run_dir, step)
+        saver.save(target, model.state_dict(), average.state_dict(), None, {"step": step}, lambda: None)
+        for parameter in (*model.parameters(), *average.parameters()):
+            parameter.detach().zero_()
     saver.wait()
 
 
 def test_files_are_to_the_byte_what_one_process_writes(tmp_path: Path) -> None:
-    one, two = (ckpt.checkpoint_path(tmp_path / name, 3) for name in ("one", "two"))
-    ckpt.save_checkpoint(one, known_state(0.0), known_state(1.0), None, {"step": 3})
-    assert exit_codes(save_in_shards, two) == [0, 0]
-    names = sorted(path.name for path in one.iterdir())
-    assert sorted(path.name for path in two.iterdir()) == names
-    for name in names:
-        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    assert exit_codes(save_in_shards, tmp_path / "two", limit_s=200) == [0, 0]
+    for step in SAVES:
+        one, two = (ckpt.checkpoint_path(tmp_path / name, step) for name in ("one", "two"))
+        ckpt.save_checkpoint(one, known_state(step), known_state(step + 0.5), None, {"step": step})
+        names = sorted(path.name for path in one.iterdir())
+        assert sorted(path.name for path in two.iterdir()) == names
+        for name in names:
+            assert (one / name).read_bytes() == (two / name).read_bytes(), (step, name)
+
+
+def train_and_go_on(run_dir: Path, num_ranks: int, accelerator: str) -> None:
+    """Six steps, a save after each; then the last step once more, from the fifth save."""
+    how: dict[str, Any] = {
+        "max_steps": 6,
+        "devices": num_ranks,
+        "micro_batch": 8 // num_ranks,
+        "accelerator": accelerator,
+        "strategy": "fsdp2",
+        "checkpoint_every": 1,
+    }
+    straight, resumed = run_dir / "straight", run_dir / "resumed"
+    launch(straight, **how)
+    if dist.get_rank() == 0:
+        shutil.copytree(straight, resumed)
+        shutil.rmtree(ckpt.checkpoint_path(resumed, 6))
+    dist.barrier()
+    assert launch(resumed, **how).resume_from == ckpt.checkpoint_path(resumed, 5)
+
+
+def test_a_run_goes_on_from_the_last_of_many_saves(tmp_path: Path) -> None:
+    """Bit for bit; each save but the first copies into memory that held the one before."""
+    assert exit_codes(train_and_go_on, tmp_path, 2, "cpu", limit_s=200) == [0, 0]
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    assert metrics(resumed) == metrics(straight)
+    for name in ("model.safetensors", "ema.safetensors"):
+        last = [ckpt.checkpoint_path(run_dir, 6) / name for run_dir in (straight, resumed)]
+        assert last[0].read_bytes() == last[1].read_bytes(), name
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_so_does_a_run_on_a_gpu(tmp_path: Path) -> None:
+    assert exit_codes(train_and_go_on, tmp_path, 1, "gpu", num=1, limit_s=200) == [0]
+    straight, resumed = (
+        [line["train/loss"] for line in metrics(tmp_path / name)] for name in ("straight", "resumed")
+    )
+    assert resumed == pytest.approx(straight, rel=1e-4)
 
 
 class HeldBack(StepCallback):
