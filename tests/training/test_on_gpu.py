@@ -12,12 +12,15 @@ import torch
 from training_harness import assert_same_run, final_state, launch, make_clips, make_model, make_task
 
 from sana_train.autoencoders.dc_ae_v import DCAEV
+from sana_train.data.world.sound import sound
 from sana_train.evaluation.convergence.heldout import evaluation_mode
 from sana_train.training.callbacks.base import StepCallback
+from sana_train.training.muon import _directions
 from sana_train.training.optimiser import OptimiserName
 from sana_train.training.shell import TrainingShell
 from sana_train.training.tasks.reconstruction import ReconstructionTask
 from sana_train.types import Batch
+from sana_train.utils.replayed import Replayed, ReplayedDraws
 from sana_train.utils.rng import SampleRng
 
 pytestmark = [
@@ -35,6 +38,57 @@ def test_randomness_is_the_same_on_every_device() -> None:
     torch.testing.assert_close(
         here.normal("noise", (1000,)), there.normal("noise", (1000,)).cpu(), rtol=0, atol=2e-6
     )
+
+
+def test_replayed_draws_are_the_same_numbers() -> None:
+    draws, kept = ReplayedDraws(7), []
+    for first in (0, 10**6, 2**40):
+        ordinals = torch.arange(first, first + 5, device="cuda")
+        replayed, plain = draws.rng(ordinals), SampleRng(7, ordinals)
+        for shape in ((), (3, 1001)):
+            kept.append((replayed.normal("noise", shape), plain.normal("noise", shape)))
+            kept.append((replayed.uniform("noise", shape), plain.uniform("noise", shape)))
+    assert all(torch.equal(mine, theirs) for mine, theirs in kept)  # those from before later replays as well
+
+
+def test_replayed_updates_of_matrices_are_those_of_single_launches() -> None:
+    replayed = Replayed(_directions)
+    for seed in range(3):
+        generator = torch.Generator("cuda").manual_seed(seed)
+        stacks = [torch.randn(3, *s, device="cuda", generator=generator) for s in ((32, 96), (96, 32))]
+        for mine, theirs in zip(replayed(stacks), _directions(stacks), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6)
+
+
+class NoWaiting(StepCallback):
+    """Between steps 3 and 5 whatever makes the host wait for the GPU is an error."""
+
+    def on_step_end(self, shell: TrainingShell, step: int) -> None:
+        torch.cuda.set_sync_debug_mode("error" if 3 <= step < 5 else "default")
+
+
+@pytest.mark.parametrize(("mode", "optimiser"), KINDS)
+def test_between_two_logs_nothing_waits_for_the_gpu(
+    tmp_path: Path, mode: str, optimiser: OptimiserName
+) -> None:
+    launch(
+        tmp_path / "run",
+        max_steps=5,
+        log_every=50,
+        checkpoint_every=50,
+        task=make_task(compile_mode=mode),
+        callbacks=[NoWaiting()],
+        accelerator="gpu",
+        precision="bf16-mixed",
+        optimiser=optimiser,
+    )
+    motion = torch.tensor([[0, 1], [2, -1]], device="cuda")
+    sound(motion, 17, 16)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        sound(motion, 17, 16)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_dit_computes_the_same_there() -> None:
