@@ -94,9 +94,9 @@ class Muon(torch.optim.Optimizer):
             self._update(stacks, group["lr"], group["weight_decay"], group["momentum"])
 
     def _update(self, alike: list[list[Tensor]], lr: float, weight_decay: float, momentum: float) -> None:
-        """Together: a small step on a GPU is made of launches. ``alike`` are lists of matrices of one size."""
+        """Of lists of matrices of one size each, together: a small step on a GPU is made of launches."""
         params = [parameter for members in alike for parameter in members]
-        grads = [parameter.grad for parameter in params]
+        grads = [parameter.grad for parameter in params if parameter.grad is not None]
         buffers = [self._buffer(parameter) for parameter in params]
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         updates = torch._foreach_lerp(grads, buffers, momentum)

@@ -1,7 +1,7 @@
 """A function of many small GPU kernels as one CUDA graph: its host's cost is a launch instead of hundreds.
 
-A small model's step takes the host longer than the GPU. torch.compile makes the loss a graph; this is for what
-must keep PyTorch's own kernels, to the last bit, around it.
+A small model's step takes the host longer than the GPU. torch.compile makes the loss a graph; this is for
+what must keep PyTorch's own kernels, to the last bit, around it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Graph(NamedTuple):
 
 
 class Replayed:
-    """``function`` on tensors of a GPU, recorded at the first call of each list of shapes; elsewhere as it is.
+    """``function``, on tensors of a GPU recorded at the first call of each list of shapes.
 
     What a call returns is written again by the next one, so it must be used up, or cloned, before.
 
@@ -60,7 +60,7 @@ class Replayed:
     def _record(self, tensors: Sequence[Tensor]) -> _Graph:
         inputs = [tensor.clone(memory_format=torch.contiguous_format) for tensor in tensors]
         with torch.cuda.device(inputs[0].device):
-            # A first run beside the stream that trains, as recording asks for: libraries set themselves up in it.
+            # A first run beside the stream that trains, in which libraries set themselves up.
             beside, training = torch.cuda.Stream(), torch.cuda.current_stream()
             beside.wait_stream(training)
             with torch.cuda.stream(beside):
