@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sana_train.utils.replayed import MAX_NUMBERS, Replayed
-
 _MIN_SIDE = 16  # tables, depthwise kernels and kernels on colours are no matrices worth the name
 _STEPS = 5
 _QUINTIC = (3.4445, -4.7750, 2.0315)  # steep at 0: after five steps singular values lie in about 0.7 .. 1.2
@@ -62,7 +60,6 @@ class Muon(torch.optim.Optimizer):
                     mine.append({**group, "params": params})
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         self._num_matrix_groups = len(matrices)
-        self._directions = Replayed(_directions, max_graphs=16)  # one per group and its set of shapes
         self._adamw = None
         if others:
             self._adamw = torch.optim.AdamW(
@@ -103,9 +100,7 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_mul_(params, 1 - lr * weight_decay)
         rest = iter(updates)
         stacks = [torch.stack([next(rest).flatten(1) for _ in members]) for members in alike]
-        is_small = sum(stack.numel() for stack in stacks) <= MAX_NUMBERS
-        found = self._directions(stacks) if is_small else _directions(stacks)
-        directions = [direction for stack in found for direction in stack.unbind()]
+        directions = [direction for stack in _directions(stacks) for direction in stack.unbind()]
         shaped = [d.view(p.shape) for d, p in zip(directions, params, strict=True)]
         torch._foreach_add_(params, shaped, alpha=-lr)
 

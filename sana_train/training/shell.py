@@ -34,7 +34,7 @@ from sana_train.training.optimiser_state import (
 )
 from sana_train.training.sharding import Sharding, fill_whole, groups_of, sharded_copy
 from sana_train.types import Batch
-from sana_train.utils.replayed import ReplayedDraws
+from sana_train.utils.rng import SampleRng
 from sana_train.utils.shards import gathered, local, write_part
 
 
@@ -83,7 +83,6 @@ class TrainingShell(pl.LightningModule):
         self._whole: list[nn.Module] = []  # the unsharded model; in a list, or it were a sub-module of this
         self.optimiser: OptimiserName = optimiser
         self.seed, self.lr, self.warmup_steps = seed, lr, warmup_steps
-        self._draws = ReplayedDraws(seed)
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
         self.clip_norm, self.ema_decay, self.log_every = clip_norm, ema_decay, log_every
         self.run_dir, self.resume_from = run_dir, resume_from
@@ -162,7 +161,7 @@ class TrainingShell(pl.LightningModule):
         self._run_callbacks("on_run_start")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses = self.task.step(batch, self._draws.rng(batch.ordinals))
+        losses = self.task.step(batch, SampleRng(self.seed, batch.ordinals))
         weighted = {name: (value * batch.weight).sum() / len(batch) for name, value in losses.items()}
         for name, value in weighted.items():
             _add(self._step_sums, name, value.detach())

@@ -15,12 +15,10 @@ from sana_train.autoencoders.dc_ae_v import DCAEV
 from sana_train.data.world.sound import sound
 from sana_train.evaluation.convergence.heldout import evaluation_mode
 from sana_train.training.callbacks.base import StepCallback
-from sana_train.training.muon import _directions
 from sana_train.training.optimiser import OptimiserName
 from sana_train.training.shell import TrainingShell
 from sana_train.training.tasks.reconstruction import ReconstructionTask
 from sana_train.types import Batch
-from sana_train.utils.replayed import Replayed, ReplayedDraws
 from sana_train.utils.rng import SampleRng
 
 pytestmark = [
@@ -38,26 +36,6 @@ def test_randomness_is_the_same_on_every_device() -> None:
     torch.testing.assert_close(
         here.normal("noise", (1000,)), there.normal("noise", (1000,)).cpu(), rtol=0, atol=2e-6
     )
-
-
-def test_replayed_draws_are_the_same_numbers() -> None:
-    draws, kept = ReplayedDraws(7), []
-    for first in (0, 10**6, 2**40):
-        ordinals = torch.arange(first, first + 5, device="cuda")
-        replayed, plain = draws.rng(ordinals), SampleRng(7, ordinals)
-        for shape in ((), (3, 1001)):
-            kept.append((replayed.normal("noise", shape), plain.normal("noise", shape)))
-            kept.append((replayed.uniform("noise", shape), plain.uniform("noise", shape)))
-    assert all(torch.equal(mine, theirs) for mine, theirs in kept)  # those from before later replays as well
-
-
-def test_replayed_updates_of_matrices_are_those_of_single_launches() -> None:
-    replayed = Replayed(_directions)
-    for seed in range(3):
-        generator = torch.Generator("cuda").manual_seed(seed)
-        stacks = [torch.randn(3, *s, device="cuda", generator=generator) for s in ((32, 96), (96, 32))]
-        for mine, theirs in zip(replayed(stacks), _directions(stacks), strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=0, atol=0.01)  # of 0.2: bfloat16 inside
 
 
 class NoWaiting(StepCallback):
