@@ -35,7 +35,8 @@ class MicroBatches(IterableDataset[Batch]):
             ahead = list(islice(micro_steps, max(1, _SAMPLES_AHEAD // self.steps.micro_batch)))
             for ordinals, clips in self.steps.micro_batches(ahead):
                 batch = self.source.batch(clips.tolist())
-                yield replace(batch, ordinals=ordinals.to(batch.index.device))
+                # A copy that blocks would wait for all that the GPU has still to do, in every step.
+                yield replace(batch, ordinals=ordinals.to(batch.index.device, non_blocking=True))
 
 
 class HeldoutBatches(IterableDataset[Batch]):

@@ -22,11 +22,14 @@ class PrimedRotation(nn.Module):
         self.rotation = rotation
         self.tables: tuple[Tensor, Tensor] | None = None
 
+    # Where there are tables no coordinate is read, but diffusers makes and slices them all the same, out of
+    # constants on the CPU: it may slice a table.
+
     def prepare_video_coords(self, *given: Any, **named: Any) -> Tensor:
-        return self.rotation.prepare_video_coords(*given, **named)
+        return self.rotation.prepare_video_coords(*given, **named) if self.tables is None else self.tables[0]
 
     def prepare_audio_coords(self, *given: Any, **named: Any) -> Tensor:
-        return self.rotation.prepare_audio_coords(*given, **named)
+        return self.rotation.prepare_audio_coords(*given, **named) if self.tables is None else self.tables[0]
 
     def forward(self, coords: Tensor, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
         return self.rotation(coords, device=device) if self.tables is None else self.tables

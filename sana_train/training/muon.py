@@ -8,7 +8,7 @@ both halves. ``torch.optim.Muon`` refuses convolutions, which are most of an aut
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ _MIN_SIDE = 16  # tables, depthwise kernels and kernels on colours are no matric
 _STEPS = 5
 _QUINTIC = (3.4445, -4.7750, 2.0315)  # steep at 0: after five steps singular values lie in about 0.7 .. 1.2
 _ADAMW_RMS = 0.2  # of an update of AdamW
+_NUMBERS_AT_ONCE = 2**27  # 0.5 GiB; beside the weights lie a few times as much while these are updated
 
 
 def is_matrix(parameter: Tensor) -> bool:
@@ -81,31 +82,57 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _step_matrices(self, group: dict[str, Any]) -> None:
-        params = [parameter for parameter in group["params"] if parameter.grad is not None]
-        if not params:
-            return
-        grads = [parameter.grad for parameter in params]
+        alike: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                rows = parameter.shape[0]
+                alike[rows, parameter.numel() // rows].append(parameter)
+        for stacks in _portions(list(alike.values())):
+            self._update(stacks, group["lr"], group["weight_decay"], group["momentum"])
+
+    def _update(self, alike: list[list[Tensor]], lr: float, weight_decay: float, momentum: float) -> None:
+        """Of lists of matrices of one size each, together: a small step on a GPU is made of launches."""
+        params = [parameter for members in alike for parameter in members]
+        grads = [parameter.grad for parameter in params if parameter.grad is not None]
         buffers = [self._buffer(parameter) for parameter in params]
-        torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
-        updates = torch._foreach_lerp(grads, buffers, group["momentum"])
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        alike: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for index, parameter in enumerate(params):
-            rows = parameter.shape[0]
-            alike[rows, parameter.numel() // rows].append(index)
-        for shape, members in alike.items():  # together: a small GPU step is made of launches
-            directions = orthogonalise(torch.stack([updates[index].flatten(1) for index in members]))
-            torch._foreach_add_(
-                [params[index] for index in members],
-                [d.view(params[index].shape) for index, d in zip(members, directions.unbind(), strict=True)],
-                alpha=-group["lr"] * _ADAMW_RMS * max(shape) ** 0.5,
-            )
+        torch._foreach_lerp_(buffers, grads, 1 - momentum)
+        updates = torch._foreach_lerp(grads, buffers, momentum)
+        torch._foreach_mul_(params, 1 - lr * weight_decay)
+        rest = iter(updates)
+        stacks = [torch.stack([next(rest).flatten(1) for _ in members]) for members in alike]
+        directions = [direction for stack in _directions(stacks) for direction in stack.unbind()]
+        shaped = [d.view(p.shape) for d, p in zip(directions, params, strict=True)]
+        torch._foreach_add_(params, shaped, alpha=-lr)
 
     def _buffer(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         return state["momentum_buffer"]
+
+
+def _portions(alike: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]:
+    """The same lists, cut so that each portion has ``_NUMBERS_AT_ONCE`` numbers at most, or one matrix."""
+    portion: list[list[Tensor]] = []
+    room = _NUMBERS_AT_ONCE
+    for members in alike:
+        rest = members
+        while rest:
+            num = min(len(rest), room // rest[0].numel())
+            if not num and portion:
+                yield portion
+                portion, room = [], _NUMBERS_AT_ONCE
+                continue
+            taken, rest = rest[: max(1, num)], rest[max(1, num) :]
+            portion.append(taken)
+            room -= len(taken) * taken[0].numel()
+    if portion:
+        yield portion
+
+
+def _directions(stacks: list[Tensor]) -> list[Tensor]:
+    """Of stacked momenta (n, rows, columns) the updates of size like AdamW's, for a learning rate of 1."""
+    return [_ADAMW_RMS * max(stack.shape[1:]) ** 0.5 * orthogonalise(stack) for stack in stacks]
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:

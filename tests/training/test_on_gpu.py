@@ -12,6 +12,7 @@ import torch
 from training_harness import assert_same_run, final_state, launch, make_clips, make_model, make_task
 
 from sana_train.autoencoders.dc_ae_v import DCAEV
+from sana_train.data.world.sound import sound
 from sana_train.evaluation.convergence.heldout import evaluation_mode
 from sana_train.training.callbacks.base import StepCallback
 from sana_train.training.optimiser import OptimiserName
@@ -35,6 +36,37 @@ def test_randomness_is_the_same_on_every_device() -> None:
     torch.testing.assert_close(
         here.normal("noise", (1000,)), there.normal("noise", (1000,)).cpu(), rtol=0, atol=2e-6
     )
+
+
+class NoWaiting(StepCallback):
+    """Between steps 3 and 5 whatever makes the host wait for the GPU is an error."""
+
+    def on_step_end(self, shell: TrainingShell, step: int) -> None:
+        torch.cuda.set_sync_debug_mode("error" if 3 <= step < 5 else "default")
+
+
+@pytest.mark.parametrize(("mode", "optimiser"), KINDS)
+def test_between_two_logs_nothing_waits_for_the_gpu(
+    tmp_path: Path, mode: str, optimiser: OptimiserName
+) -> None:
+    launch(
+        tmp_path / "run",
+        max_steps=5,
+        log_every=50,
+        checkpoint_every=50,
+        task=make_task(compile_mode=mode),
+        callbacks=[NoWaiting()],
+        accelerator="gpu",
+        precision="bf16-mixed",
+        optimiser=optimiser,
+    )
+    motion = torch.tensor([[0, 1], [2, -1]], device="cuda")
+    sound(motion, 17, 16)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        sound(motion, 17, 16)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_dit_computes_the_same_there() -> None:
