@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sana_train.cli.load import REPOSITORY
 from sana_train.training import checkpoint as ckpt
 from sana_train.training.jsonl import read_jsonl
+from sana_train.utils.environment import environment
 
 TRAINERS = {"one": [], "ddp": ["trainer=ddp"], "fsdp2": ["trainer=fsdp2"], "hsdp": ["trainer=hsdp"]}
 CLIPS = {  # from mp4 through a cache of latents; rendered on the device
@@ -83,6 +87,7 @@ def main() -> None:
     top.add_argument("--accelerator", choices=("cpu", "gpu"), default="cpu")
     top.add_argument("more", nargs="*", help="overrides of train.py")
     given = top.parse_args()
+    load = os.getloadavg()[0]
     found: dict[str, Any] = {}
     for seed in given.seeds:
         runs = {
@@ -101,6 +106,9 @@ def main() -> None:
         "steps": given.steps,
         "accelerator": given.accelerator,
         "seeds": given.seeds,
+        "overrides": given.more,
+        "load_average_before": round(load, 2),
+        "environment": environment(torch.device("cuda" if given.accelerator == "gpu" else "cpu")),
         "largest": largest,
         "by_seed": found,
     }
