@@ -9,18 +9,47 @@ from typing import Any
 
 import pytest
 
-from tests.needs import (
-    pytest_collection_modifyitems,  # noqa: F401 - hooks, which pytest finds by their names
-    pytest_configure,  # noqa: F401
-    pytest_sessionfinish,  # noqa: F401
-    pytest_terminal_summary,  # noqa: F401
-)
+from tests import needs
+from tests.needs import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401 - pytest finds them by name
+
+# Workers of xdist share the cores already; what they start inherits it.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Without a GPU Triton's kernels run in its interpreter, as it decides when it is first imported, by torch.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# A worker takes file after file: the longest first, or one of them is left for the end, alone.
+LONGEST_FIRST = (
+    "slurm/test_runs.py",
+    "slurm/test_scripts.py",
+    "cli/test_kills.py",
+    "cli/test_precompute.py",
+    "cli/test_train_ranks.py",
+    "cli/test_prepare_data.py",
+    "cli/test_dashboard.py",
+    "training/test_interruption.py",
+    "training/test_rank_equality.py",
+    "training/test_background_save.py",
+    "training/test_watchdog.py",
+    "models/kernels/test_network.py",
+    "docs/test_commands.py",
+)
 PROMPTS = Path(__file__).parents[1] / "data" / "prompts"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    needs.pytest_configure(config)
+    config.option.loadscopereorder = (
+        False  # xdist's own order: by the number of a file's tests, the fewest last
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    needs.pytest_collection_modifyitems(items)
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")
