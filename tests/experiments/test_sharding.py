@@ -32,5 +32,5 @@ def test_trainers_are_held_against_one_process(tmp_path: Path) -> None:
     record = json.loads(out.read_text())
     assert {"commit", "torch", "device"} <= record["environment"].keys()
     largest = record["largest"]
-    assert set(largest) == {"ddp", "fsdp2", "hsdp"}
+    assert set(largest) == {"ddp", "fsdp2", "hsdp", "one_in_twos"}
     assert all(found["train/loss"] < 1e-5 for found in largest.values())
