@@ -1,61 +1,55 @@
-"""Skips with a reason what this machine cannot run; tiny text encoders for tests of several folders."""
+"""What is skipped (tests/needs.py); tiny text encoders for tests of several folders."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.slurm.virtual_cluster import missing_daemons
+from tests import needs
+from tests.needs import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401 - pytest finds them by name
+
+# Workers of xdist share the cores already; what they start inherits it.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Without a GPU Triton's kernels run in its interpreter, as it decides when it is first imported, by torch.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-COUNTED = ("slurm", "browser")  # what .ci/run installs, where it can
-_NEEDS = "needs"
-
+# A worker takes file after file: the longest first, or one of them is left for the end, alone.
+LONGEST_FIRST = (
+    "slurm/test_runs.py",
+    "slurm/test_scripts.py",
+    "cli/test_kills.py",
+    "cli/test_precompute.py",
+    "cli/test_train_ranks.py",
+    "cli/test_prepare_data.py",
+    "cli/test_dashboard.py",
+    "training/test_interruption.py",
+    "training/test_rank_equality.py",
+    "training/test_background_save.py",
+    "training/test_watchdog.py",
+    "models/kernels/test_network.py",
+    "docs/test_commands.py",
+)
 PROMPTS = Path(__file__).parents[1] / "data" / "prompts"
 
 
-def _missing() -> dict[str, str]:
-    """Marker -> why tests that carry it cannot run here."""
-    import torch
-
-    num_gpus, slurm = torch.cuda.device_count(), missing_daemons()
-    reasons = {
-        "gpu": "" if num_gpus else "needs a CUDA device; torch sees none",
-        "multi_gpu": "" if num_gpus > 1 else f"needs two CUDA devices; torch sees {num_gpus}",
-        "slurm": f"needs SLURM; there is no {', no '.join(slurm)}" if slurm else "",
-        "browser": "" if shutil.which("chromium") else "needs a headless browser; there is no chromium",
-    }
-    return {marker: reason for marker, reason in reasons.items() if reason}
+def pytest_configure(config: pytest.Config) -> None:
+    needs.pytest_configure(config)
+    config.option.loadscopereorder = (
+        False  # xdist's own order: by the number of a file's tests, the fewest last
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    missing = _missing()
-    for item in items:
-        item.user_properties += [(_NEEDS, name) for name in COUNTED if item.get_closest_marker(name)]
-        for marker, reason in missing.items():
-            if item.get_closest_marker(marker):
-                item.add_marker(pytest.mark.skip(reason=reason))
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Before pytest's own line, as a run without SLURM or a browser passes, too."""
-
-    def count(marker: str, *outcomes: str) -> int:
-        reports = [each for outcome in outcomes for each in terminalreporter.getreports(outcome)]
-        return sum([_NEEDS, marker] in [list(pair) for pair in each.user_properties] for each in reports)
-
-    told = [
-        f"{name}: {count(name, 'passed', 'failed')} ran, {count(name, 'skipped')} skipped" for name in COUNTED
-    ]
-    terminalreporter.write_line("; ".join(told))
+    needs.pytest_collection_modifyitems(items)
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONGEST_FIRST
+
 ROOT = Path(__file__).parents[1]
 LIBRARY = sorted((ROOT / "sana_train").rglob("*.py"))
 TEXT_SUFFIXES = {".py", ".yaml", ".toml", ".md", ".txt", ".cff", ".sbatch", ".ipynb", ".json", ".env", ""}
@@ -80,6 +82,10 @@ SCRIPTS = [path for folder in ("experiments", "slurm") for path in sorted((ROOT 
 )
 def test_scripts_parse(script: str) -> None:
     subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
+
+
+def test_the_longest_test_files_are_there() -> None:
+    assert [name for name in LONGEST_FIRST if not (ROOT / "tests" / name).is_file()] == []
 
 
 def test_ignored_payload_does_not_hide_the_data_package() -> None:

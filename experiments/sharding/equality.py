@@ -3,23 +3,30 @@
     python experiments/sharding/equality.py --work /tmp/equality --out experiments/sharding/equality.json
 
 Runs `train.py` at the tiny scale with its shipped weights, for each seed and trainer, and holds losses,
-gradient norms and the last averaged weights against the run of one process.
+gradient norms and the last averaged weights against the run of one process. Another run of one process, in
+micro-batches of two, is the control.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sana_train.cli.load import REPOSITORY
 from sana_train.training import checkpoint as ckpt
 from sana_train.training.jsonl import read_jsonl
+from sana_train.utils.environment import environment
 
 TRAINERS = {"one": [], "ddp": ["trainer=ddp"], "fsdp2": ["trainer=fsdp2"], "hsdp": ["trainer=hsdp"]}
+# One process, too, whose sums are in another order: what rounding alone makes of the run.
+TRAINERS["one_in_twos"] = ["training.micro_batch=2"]
 CLIPS = {  # from mp4 through a cache of latents; rendered on the device
     "cpu": ["data.train.source.num_clips=64", "data.heldout.source.num_clips=8"],
     "gpu": [
@@ -42,7 +49,7 @@ def train(
     accelerator: str = "cpu",
 ) -> Path:
     """Four clips a step in micro-batches of one: clipped, averaged, accumulated over 4 or 2."""
-    num_ranks = 2 if trainer else 1
+    num_ranks = 2 if any(word.startswith("trainer=") for word in trainer) else 1
     devices = [f"trainer.devices={num_ranks}", f"trainer.accelerator={accelerator}"]
     sharded = ["trainer.shard_ranks=1"] if trainer == ["trainer=hsdp"] else []
     paths = [f"paths.runs={work / 'runs'}", f"paths.data={work / 'data'}"]
@@ -56,7 +63,7 @@ def train(
     # Its evaluations take longer than the steps; they are not what is compared.
     without = ["~convergence", "~reader"]
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
-    given = [*trainer, *devices, *sharded, *paths, *steps, *sizes, *CLIPS[accelerator], *without, *more]
+    given = [*devices, *sharded, *paths, *steps, *sizes, *CLIPS[accelerator], *without, *trainer, *more]
     subprocess.run([*start, "train.py", *given], cwd=REPOSITORY, check=True)
     return work / "runs" / run_id
 
@@ -83,6 +90,7 @@ def main() -> None:
     top.add_argument("--accelerator", choices=("cpu", "gpu"), default="cpu")
     top.add_argument("more", nargs="*", help="overrides of train.py")
     given = top.parse_args()
+    load = os.getloadavg()[0]
     found: dict[str, Any] = {}
     for seed in given.seeds:
         runs = {
@@ -101,6 +109,9 @@ def main() -> None:
         "steps": given.steps,
         "accelerator": given.accelerator,
         "seeds": given.seeds,
+        "overrides": given.more,
+        "load_average_before": round(load, 2),
+        "environment": environment(torch.device("cuda" if given.accelerator == "gpu" else "cpu")),
         "largest": largest,
         "by_seed": found,
     }

@@ -88,7 +88,6 @@ class TrainingShell(pl.LightningModule):
         self.run_dir, self.resume_from = run_dir, resume_from
         self.completed_steps = 0 if resume_from is None else ckpt.step_of(resume_from)
         self.paused_s = 0.0  # spent inside `paused`, for honest throughput
-        self.save_stall_s: float | None = None  # how long training stood still for the last save
         self.ema: Ema | None = None
         self._saver: BackgroundSaver | None = None  # of a sharded model
         self._step_sums: dict[str, Tensor] = {}  # losses over the micro-batches of the present step

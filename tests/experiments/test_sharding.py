@@ -29,6 +29,8 @@ def test_trainers_are_held_against_one_process(tmp_path: Path) -> None:
     out = tmp_path / "equality.json"
     options = ["--work", str(tmp_path), "--out", str(out), "--seeds", "0", "--steps", "2"]
     subprocess.run([sys.executable, str(FOLDER / "equality.py"), *options], check=True, timeout=280)
-    largest = json.loads(out.read_text())["largest"]
-    assert set(largest) == {"ddp", "fsdp2", "hsdp"}
+    record = json.loads(out.read_text())
+    assert {"commit", "torch", "device"} <= record["environment"].keys()
+    largest = record["largest"]
+    assert set(largest) == {"ddp", "fsdp2", "hsdp", "one_in_twos"}
     assert all(found["train/loss"] < 1e-5 for found in largest.values())

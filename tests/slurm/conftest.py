@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.needs import required
 from tests.slurm.virtual_cluster import ClusterError, VirtualCluster
 
 
@@ -21,6 +22,8 @@ def cluster() -> Iterator[VirtualCluster]:
         here.start()
         yield here
     except ClusterError as error:
+        if "slurm" in required():
+            raise
         pytest.skip(f"SLURM is installed and does not start here: {error}")
     finally:
         here.stop()

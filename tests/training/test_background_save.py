@@ -20,6 +20,7 @@ from sana_train.training import background_save
 from sana_train.training import checkpoint as ckpt
 from sana_train.training.background_save import BackgroundSaver
 from sana_train.training.callbacks.base import StepCallback
+from sana_train.training.jsonl import read_jsonl
 from sana_train.training.sharding import Sharding, sharded_copy
 from sana_train.training.shell import TrainingShell
 
@@ -98,6 +99,9 @@ def test_so_does_a_run_on_a_gpu(tmp_path: Path) -> None:
     assert resumed == pytest.approx(straight, rel=1e-4)
 
 
+SLOW_S = 0.6  # of a save on the second rank alone, in a run whose first rank needs a tenth of it
+
+
 class HeldBack(StepCallback):
     """The save of step 2 is not written before step 4 has been trained."""
 
@@ -119,6 +123,14 @@ class HeldBack(StepCallback):
 
 
 def train_while_saving(run_dir: Path) -> None:
+    if os.environ["RANK"] == "1":
+        save = BackgroundSaver.save
+
+        def slowly(*arguments: Any) -> None:
+            time.sleep(SLOW_S)
+            save(*arguments)
+
+        BackgroundSaver.save = slowly  # type: ignore[method-assign]
     launch(run_dir, max_steps=5, micro_batch=4, devices=2, callbacks=[HeldBack()], checkpoint_every=9,
         milestones=[2], strategy="fsdp2")  # fmt: skip
 
@@ -128,6 +140,11 @@ def test_training_goes_on_while_files_are_written(tmp_path: Path) -> None:
     names = [path.name for path in ckpt.list_checkpoints(tmp_path / "run")]
     assert names == ["step_0000002", "step_0000005"]
     ckpt.require_whole(ckpt.checkpoint_path(tmp_path / "run", 2))
+    # The first rank logs how long the slowest one stood still, at the end, too.
+    lines = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    stalls = {line["step"]: line["speed/save_stall_s"] for line in lines if "speed/save_stall_s" in line}
+    assert set(stalls) == {2, 5}
+    assert all(SLOW_S <= stall < 30 for stall in stalls.values()), stalls
 
 
 class KilledWhileSaving(StepCallback):

@@ -55,6 +55,8 @@ def drawn(batches: list[Batch]) -> dict[int, tuple[Any, ...]]:
 
 @pytest.mark.parametrize("trial", range(25))
 def test_any_topology_draws_the_same_global_batches(monkeypatch: pytest.MonkeyPatch, trial: int) -> None:
+    # The order is worked out again and again on the way, not for thousands of samples that nobody takes.
+    monkeypatch.setattr(datamodule, "_SAMPLES_AHEAD", 16)
     draw = random.Random(trial)
     world_size = draw.choice([1, 2, 3, 4, 6, 8, 12, 24])
     per_rank = GLOBAL_BATCH // world_size

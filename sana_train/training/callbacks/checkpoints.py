@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 from sana_train.training import checkpoint as ckpt
 from sana_train.training.callbacks.base import StepCallback
@@ -15,6 +16,8 @@ from sana_train.training.shell import TrainingShell
 
 class CheckpointCallback(StepCallback):
     """Full checkpoints at an interval and at the end, weights alone at milestones.
+
+    Logs ``speed/save_stall_s`` at each: for how many seconds the slowest rank stood still for it.
 
     Args:
         every: optimiser steps between full checkpoints.
@@ -62,6 +65,9 @@ class CheckpointCallback(StepCallback):
             shell.save_checkpoint(self.run, with_training_state=with_training_state, published=thin_out)
             if step in self.milestones:
                 shell.note(f"milestone/{step}", str(ckpt.checkpoint_path(shell.run_dir, step)))
-        shell.save_stall_s = shell.paused_s - paused_s
+        mine = torch.tensor(shell.paused_s - paused_s, device=shell.device)
+        with shell.paused():  # for the slowest rank, as the next step would wait for it
+            stall = shell.trainer.strategy.reduce(mine, reduce_op="max")
+            shell.report({"speed/save_stall_s": float(stall)})
         if with_training_state:
             self._last_full = step

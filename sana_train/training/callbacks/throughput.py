@@ -88,10 +88,7 @@ class ThroughputCallback(StepCallback):
         if self._reset_at is not None:
             started, paused = self._reset_at
             elapsed = now - started - (shell.paused_s - paused)
-            metrics = self._metrics(shell.device, elapsed, shell.trainer.world_size)
-            if shell.save_stall_s is not None:
-                metrics["speed/save_stall_s"], shell.save_stall_s = shell.save_stall_s, None
-            shell.report(metrics)
+            shell.report(self._metrics(shell.device, elapsed, shell.trainer.world_size))
         self._reset_at = self._batch_ended = (now, shell.paused_s)
         self._num_samples = self._num_flops = self._num_tokens = 0
         self._wait_s = 0.0
