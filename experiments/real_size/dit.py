@@ -4,8 +4,9 @@
 
 ``write`` makes the 480p model (16 channels in patches of 1x2x2) with random values. ``load`` moves it into
 the 128-channel space as ``python train.py scale=2b`` does. ``step`` times forward and backward of what was
-loaded, ``step_recompute`` the same with blocks that compute again what they do not keep, ``step_compiled``
-under torch.compile. Each writes OUT/PART.json. ``--size tiny`` runs the same code in seconds, on a CPU too.
+loaded, in plain PyTorch (experiments/speed has other kernels), ``step_recompute`` the same with blocks that
+compute again what they do not keep, ``step_compiled`` under torch.compile. Each writes OUT/PART.json.
+``--size tiny`` runs the same code in seconds, on a CPU too.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ SAMPLE_S = 0.005
 
 
 def configuration(size: str, checkpoint: Path) -> RunConfig:
-    """What ``python train.py`` would run: from 16 channels in patches of 1x2x2 into 128."""
+    """What ``python train.py`` would run, in plain PyTorch: from 16 channels in patches of 1x2x2 into 128."""
     wan = ["source.model.latent_channels=16", "+source.model.patch_size=[1,2,2]"]
     chosen = ["scale=2b"] if size == "2b" else ["scale=tiny", *wan]
-    return load(compose_config([*chosen, f"source.checkpoint={checkpoint}"]))
+    return load(compose_config([*chosen, "model.kernels=reference", f"source.checkpoint={checkpoint}"]))
 
 
 def write(size: str, checkpoint: Path, device: torch.device) -> dict[str, Any]:

@@ -103,7 +103,10 @@ def loop(part: Part) -> list[str]:
                 number(row["counted_gib"]),
             ]
         )
-    text = f"Cached latents and captions by {part['workers']} loader workers, AdamW and averages included."
+    text = (
+        f"Cached latents and captions by {part['workers']} loader workers, AdamW and averages included; "
+        f"model.kernels={part.get('kernels', 'reference')}."
+    )
     return ["## The training loop", "", text, "", *table(head, rows)]
 
 

@@ -1,6 +1,6 @@
 """The training loop itself at true size, on cached latents: time, memory, and how long it waits for data.
 
-    python experiments/real_size/train_step.py OUT SCRATCH [--recompute selective full] [--size tiny]
+    python experiments/real_size/train_step.py OUT SCRATCH [--kernels fused] [--recompute none] [--size tiny]
 
 The DiT of ``scale=2b`` with random weights, AdamW, averages and clipping as in training; latents and captions
 are random numbers in shards of the format that precompute writes, read by loader workers. Writes
@@ -15,7 +15,7 @@ import gc
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from sana_train.data.latent_clips import LatentClips
 from sana_train.flow.time_sampling import LogitNormal
 from sana_train.models.checkpoint import build_empty
 from sana_train.models.flops import training_flops
+from sana_train.models.layers.kernels import Kernels
 from sana_train.models.layers.recompute import Recompute
 from sana_train.models.sana_video import SanaVideoDiT
 from sana_train.training.callbacks.throughput import ThroughputCallback, Work
@@ -126,16 +127,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("scratch", type=Path, help="for latents and runs")
     parser.add_argument("--recompute", nargs="+", choices=("none", "selective", "full"),
         default=["selective", "full"])  # fmt: skip
+    parser.add_argument("--kernels", choices=get_args(Kernels), help="(those of the scale)")
     parser.add_argument("--size", choices=tuple(GRIDS), default="2b")
     given = parser.parse_args(arguments)
     wide = ["model.max_tokens=300", "model.caption_dim=2304", "text.max_tokens=300", "text.dim=2304"]
-    config = load(compose_config(["scale=2b"] if given.size == "2b" else ["scale=tiny", *wide]))
+    chosen = [] if given.kernels is None else [f"model.kernels={given.kernels}"]
+    config = load(compose_config([*(["scale=2b"] if given.size == "2b" else ["scale=tiny", *wide]), *chosen]))
     shape = (128, *GRIDS[given.size])
     clips = LatentClips(benchmark_loader.random_latents(given.scratch / "latents", 64, shape), {})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows: list[dict[str, Any]] = []
     record = {"size": given.size, "grid": GRIDS[given.size], "workers": WORKERS, "rows": rows}
-    record["environment"] = environment(device)
+    assert config.model is not None
+    record |= {"environment": environment(device), "kernels": config.model["kernels"], "clips": GLOBAL_BATCH}
     given.out.mkdir(parents=True, exist_ok=True)
     for policy in given.recompute:
         run_dir = given.scratch / "runs" / policy

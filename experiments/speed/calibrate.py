@@ -2,12 +2,11 @@
 
     python experiments/speed/calibrate.py
 
-Read are experiments/real_size/results.json (the training loop, and single passes), runs of kernels.py and,
-where they are there, results.json of ``cli.benchmark`` and ``cli.benchmark_peers`` in folders of
-experiments/speed. A rate is matrix FLOPs, recomputed ones included, over milliseconds without the
-optimiser's. What a chip and way has of the training loop counts alone, else what a benchmark's steps give,
-else single runs of a script (``COVERS``); of several measurements it is the geometric mean, and the largest
-difference of any from it is written beside it.
+Read are experiments/real_size/results.json (the training loop, and single passes) and results.json of
+``cli.benchmark`` and ``cli.benchmark_peers`` in folders of experiments/speed. A rate is matrix FLOPs,
+recomputed ones included, over milliseconds without the optimiser's. What a chip and way has of the training
+loop counts alone, else what a benchmark's steps give, else single passes (``COVERS``); of several
+measurements it is the geometric mean, and the largest difference of any from it is written beside it.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sana_train.cli.benchmark_parts import PLAIN, SHARDED
 from sana_train.cli.instantiate import instantiate
 from sana_train.cli.load import compose_config, load
 from sana_train.cli.plan_rates import RATES_FILE
@@ -34,26 +34,23 @@ HERE = Path(__file__).parent
 REAL_SIZE = HERE.parent / "real_size" / "results.json"
 GRID, NUM_CONTEXT = (11, 22, 40), 300  # of experiments/real_size
 ADAMW_BYTES, AVERAGE_BYTES, CLIP_BYTES = 28, 12, 12  # read and written of a parameter in a step
-MEMORY = {
-    "H200": {"value": 3.4e12, "source": "2.057e9 parameters x 28 bytes in 17 ms of fused AdamW, first probe"},
-    "H100": {"value": 2.7e12, "source": "the H200's share of its data sheet's bandwidth; not measured"},
-}
+BANDWIDTH = {"H200": 4.8e12, "H100": 3.35e12}  # bytes/s by their data sheets
 EXCHANGE = {
     "node": {"value": 3.6e11, "source": "NVLink's 450 GB/s each way x 0.8; not measured"},
     "network": {"value": 4.0e10, "source": "400 Gbit/s a GPU x 0.8; not measured"},
 }
 Key = tuple[str, str, Recompute]  # chip, kernels, recompute
-COVERS = ("loop", "benchmark", "step", "pass")  # the better first
+COVERS = ("loop", "benchmark", "pass")  # the better first
 
 
 class Measured(NamedTuple):
     """One measurement.
 
     Attributes:
-        covers: of ``COVERS``: loop, the training loop; benchmark, a step of ``cli.benchmark``; step, one of
-            the timings of the kernels; pass, forward and backward alone.
+        covers: of ``COVERS``: loop, the training loop; benchmark, a step of ``cli.benchmark``; pass, forward
+            and backward alone.
         flops_per_s: of forward and backward.
-        activation_bytes: of a token; None: not told.
+        activation_bytes: of a token, with gradients, which take the place of activations; None: not told.
         record: its file.
     """
 
@@ -84,11 +81,50 @@ def num_parameters_of(model: SanaVideoDiT) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def optimiser_ms(model: SanaVideoDiT, chip: str, bytes_per_parameter: int) -> float:
-    return 1e3 * bytes_per_parameter * num_parameters_of(model) / MEMORY[chip]["value"]
+def read_benchmarks(model: SanaVideoDiT) -> dict[str, dict[str, Any]]:
+    """Record -> content, of both commands at true size."""
+    found = {str(file.relative_to(HERE.parents[1])): json.loads(file.read_text())
+             for file in sorted(HERE.glob("*/results.json"))}  # fmt: skip
+    return {
+        record: content
+        for record, content in found.items()
+        if content["facts"].get("num_parameters") == num_parameters_of(model)
+    }
 
 
-def of_real_size(model: SanaVideoDiT) -> list[Measured]:
+def memory_speed(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Chip -> bytes/s that AdamW alone reached there; on another chip the same share of its data sheet's."""
+    for record, content in benchmarks.items():
+        for row in content["rows"]:
+            if row["group"] == "optimiser" and row["optimiser"] == "adamw" and not row["error"]:
+                chip = chip_of(content["facts"]["device"])
+                value = ADAMW_BYTES * content["facts"]["num_parameters"] / row["ms"] * 1e3
+                measured = {"value": value, "source": f"{record}: fused AdamW's step alone"}
+                others = {
+                    other: {
+                        "value": value / BANDWIDTH[chip] * bandwidth,
+                        "source": f"the {chip}'s share of its data sheet's bandwidth; not measured",
+                    }
+                    for other, bandwidth in BANDWIDTH.items()
+                }
+                return {**others, chip: measured}
+    raise ValueError(f"no results.json in a folder of {HERE} has AdamW's step alone: run cli.benchmark")
+
+
+def sharded_over_whole(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What a step sharded over one device takes of one copy's time."""
+    for record, content in benchmarks.items():
+        ms = {row["way"]: row["ms"] for row in content["rows"] if row["group"] == "fsdp2"}
+        if SHARDED in ms:
+            return {"value": ms[SHARDED] / ms[PLAIN], "source": record}
+    raise ValueError(f"no results.json in a folder of {HERE} has rows of fsdp2: run cli.benchmark")
+
+
+def optimiser_ms(model: SanaVideoDiT, bytes_per_s: float, bytes_per_parameter: int) -> float:
+    return 1e3 * bytes_per_parameter * num_parameters_of(model) / bytes_per_s
+
+
+def of_real_size(model: SanaVideoDiT, memory: Mapping[str, Mapping[str, Any]]) -> list[Measured]:
     """The passes and the loops there."""
     content = json.loads(REAL_SIZE.read_text())
     found = []
@@ -100,60 +136,40 @@ def of_real_size(model: SanaVideoDiT) -> list[Measured]:
                 rate = step_flops(model, GRID, NUM_CONTEXT, policy) / row["ms"] * 1e3
                 way: Key = (chip, "reference", policy)
                 found.append(Measured(way, "pass", rate, None, f"experiments/real_size/parts/{part}.json"))
-    clips = 4  # a step, of micro-batches of one
     for part in (name for name in content if name.startswith("train_step")):
         chip = chip_of(content[part]["environment"]["device"])
-        updating_ms = optimiser_ms(model, chip, ADAMW_BYTES + AVERAGE_BYTES + CLIP_BYTES) / clips
+        # Older parts do not say; they had plain kernels and four clips a step, as micro-batches of one.
+        kernels, clips = content[part].get("kernels", "reference"), content[part].get("clips", 4)
+        moved = ADAMW_BYTES + AVERAGE_BYTES + CLIP_BYTES
+        updating_ms = optimiser_ms(model, memory[chip]["value"], moved) / clips
         for row in content[part]["rows"]:
             flops = step_flops(model, GRID, NUM_CONTEXT, row["recompute"])
             rate = flops / (row["clip_ms"] - updating_ms) * 1e3
-            way = (chip, "reference", row["recompute"])
+            way = (chip, kernels, row["recompute"])
             found.append(Measured(way, "loop", rate, None, f"experiments/real_size/parts/{part}.json"))
     return found
 
 
-def of_kernels(file: Path, model: SanaVideoDiT) -> list[Measured]:
-    """Steps with AdamW and without averages. Rows of the first timing lost by which kernels they are.
-
-    Of those the first three are plain PyTorch's; fused kernels were timed again since, compiled blocks had
-    wrong gradients, so that their times are of nothing.
-    """
-    content = json.loads(file.read_text())
-    chip = chip_of(content["environment"]["device"])
-    policies: tuple[Recompute, ...] = ("none", "full", "selective")
-    found = []
-    for policy, row in zip(policies, content["train"], strict=False):
-        assert (row["recompute"], row["batch"]) == (policy, 1)
-        kernels = row["kernels"] if isinstance(row["kernels"], str) else "reference"
-        ms = row["step_ms"] - optimiser_ms(model, chip, ADAMW_BYTES)
-        rate = step_flops(model, GRID, NUM_CONTEXT, policy) / ms * 1e3
-        per_token = (row["peak_gib"] * 2**30 - 16 * num_parameters_of(model)) / math.prod(GRID)
-        record = str(file.relative_to(HERE.parents[1]))
-        found.append(Measured((chip, kernels, policy), "step", rate, per_token, record))
-    return found
-
-
-def of_benchmark(file: Path, model: SanaVideoDiT) -> list[Measured]:
-    """The same of a ``results.json`` at true size; of other models nothing."""
-    content = json.loads(file.read_text())
+def of_benchmark(
+    record: str, content: Mapping[str, Any], model: SanaVideoDiT, memory: Mapping[str, Mapping[str, Any]]
+) -> list[Measured]:
+    """Steps with AdamW and without averages, of ours."""
     facts = content["facts"]
-    num_parameters = num_parameters_of(model)
-    if facts.get("num_parameters") != num_parameters:
-        return []
     chip, shape = chip_of(facts["device"]), facts["latent_shape"]
     grid = (shape[1], shape[2], shape[3])
-    record = str(file.relative_to(HERE.parents[1]))
+    updating_ms = optimiser_ms(model, memory[chip]["value"], ADAMW_BYTES)
     found = []
     for row in content["rows"]:
         if row["group"] != "train" or row["error"] or row["way"] == "diffusers":
             continue
         flops = row["batch"] * step_flops(model, grid, facts["num_context"], row["recompute"])
-        ms = row["ms"] - optimiser_ms(model, chip, ADAMW_BYTES)
-        # Weights, gradients and two moments, in float32; averages are not in a benchmark's step.
-        activations = row["peak_gib"] * 2**30 - 16 * num_parameters
+        # Weights and two moments, in float32; averages are not in a benchmark's step, and gradients come as
+        # activations go.
+        activations = row["peak_gib"] * 2**30 - 12 * num_parameters_of(model)
         per_token = activations / (row["batch"] * facts["num_tokens"])
         way = (chip, row["way"], row["recompute"])
-        found.append(Measured(way, "benchmark", flops / ms * 1e3, per_token, record))
+        rate = flops / (row["ms"] - updating_ms) * 1e3
+        found.append(Measured(way, "benchmark", rate, per_token, record))
     return found
 
 
@@ -191,20 +207,20 @@ def loop_over_pass(ways: Mapping[Key, Sequence[Measured]]) -> list[float]:
 
 def main() -> None:
     model = model_2b()
-    found = of_real_size(model)
-    for name in ("kernels.json", "second_steps.json"):
-        found += of_kernels(HERE / "kernels" / name, model)
-    for file in sorted(HERE.glob("*/results.json")):
-        if json.loads(file.read_text())["facts"]["what"] in ("ours", "peers"):
-            found += of_benchmark(file, model)
+    benchmarks = read_benchmarks(model)
+    memory = memory_speed(benchmarks)
+    found = of_real_size(model, memory)
+    for record, content in benchmarks.items():
+        found += of_benchmark(record, content, model, memory)
     ways: dict[Key, list[Measured]] = defaultdict(list)
     for each in found:
         ways[each.way].append(each)
     content = {
         "made_by": "python experiments/speed/calibrate.py",
-        "memory_bytes_per_s": MEMORY,
+        "memory_bytes_per_s": memory,
         "exchange_bytes_per_s": EXCHANGE,
         "loop_over_pass": loop_over_pass(ways),
+        "sharded_over_whole": sharded_over_whole(benchmarks),
         "rates": [rate_of(way, best(measured)) for way, measured in sorted(ways.items())],
     }
     write_json(RATES_FILE, content)

@@ -155,9 +155,10 @@ def probe(model: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[Tensor
 
 @torch.no_grad()
 def our_velocity(model: Mapping[str, Any], state: Mapping[str, Tensor]) -> Tensor:
-    """Velocity of the probe by our network, in fp32; it is gone from memory afterwards."""
+    """Velocity of the probe by our network, in fp32 and plain PyTorch; it is gone from memory afterwards."""
     latents, t, context, mask = probe(model, state)
-    network = load_dit(lambda: build_dit(model), state, "cpu").eval()
+    plain = {**model, "kernels": "reference"} if "kernels" in model else model  # fused has no ``compat``
+    network = load_dit(lambda: build_dit(plain), state, "cpu").eval()
     return network(latents, t, network.prepare(context, mask))
 
 

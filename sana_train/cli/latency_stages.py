@@ -143,9 +143,8 @@ class Upsample(Stage):
     """Twice the height and width of latents."""
 
     def __init__(self, node: Mapping[str, Any], latent_shape: tuple[int, ...], device: torch.device) -> None:
-        with torch.device(device):
-            upsampler = instantiate({**node, "dtype": _DTYPE_NAMES[dtype_of(device)]})
-        self.network, self._space = upsampler, _Unscaled()
+        upsampler = instantiate({**node, "dtype": _DTYPE_NAMES[dtype_of(device)]})
+        self.network, self._space = upsampler.to(device), _Unscaled()
         channels, frames, height, width = latent_shape
         self._small = torch.randn(1, channels, frames, height // 2, width // 2, device=device)
 

@@ -104,10 +104,11 @@ class Parts:
         return task
 
     def _require_one_compiler(self) -> None:
-        """``task.compile_mode`` compiles the whole loss, ``model.kernels=compiled`` each block of the DiT.
+        """``task.compile_mode`` compiles the whole loss, ``model.kernels`` may be no compiler's affair.
 
         Raises:
-            ValueError: the whole loss is to be compiled where only blocks can, or both.
+            ValueError: the whole loss is to be compiled where only blocks can, or beside kernels other than
+                the reference's.
         """
         mode, trainer = self.cfg.task.get("compile_mode", "none"), self.cfg.trainer
         if mode == "none":
@@ -118,10 +119,12 @@ class Parts:
                 "gathers each block's weights as it computes; set task.compile_mode=none and, for compiled "
                 "blocks, model.kernels=compiled"
             )
-        if (self.cfg.model or {}).get("kernels", "reference") == "compiled":
+        kernels = (self.cfg.model or {}).get("kernels", "reference")
+        if kernels != "reference":
+            theirs = {"compiled": "each block of it", "fused": "is Triton kernels that no compiler sees into"}
             raise ValueError(
-                f"task.compile_mode={mode} compiles the whole loss, model.kernels=compiled each block of it; "
-                "set one of them: task.compile_mode=none or model.kernels=reference"
+                f"task.compile_mode={mode} compiles the whole loss, model.kernels={kernels} "
+                f"{theirs[kernels]}; set one of them: task.compile_mode=none or model.kernels=reference"
             )
 
     @property

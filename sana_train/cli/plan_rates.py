@@ -18,7 +18,6 @@ RATES_FILE = CONF_DIR.parent / "data" / "step_rates.json"
 _TIMED = {
     "loop": "training loop",
     "benchmark": "steps of a benchmark",
-    "step": "steps of a first timing",
     "pass": "single passes",
 }
 
@@ -29,7 +28,7 @@ class Rate:
 
     Attributes:
         flops_per_s: matrix FLOPs, recomputed ones included, over the time of forward and backward.
-        activation_bytes: of a token beyond weights, gradients and moments, measured; None: not measured.
+        activation_bytes: of a token beyond weights and moments, the most measured; None: not measured.
         source: folders of its records, what was timed, and what was taken from elsewhere for want of one.
         is_of_loop: whether the training loop was timed; it takes longer than what runs alone.
     """
@@ -48,6 +47,7 @@ class Rates:
         memory_bytes_per_s: what optimisers and averages reach.
         node_bytes_per_s, network_bytes_per_s: of a GPU to others of its node, and of other nodes.
         loop_over_pass: least and most that the training loop took of a single pass's time.
+        sharded_over_whole: what a step sharded over one device took of one copy's time.
     """
 
     chip: str
@@ -55,6 +55,7 @@ class Rates:
     node_bytes_per_s: float
     network_bytes_per_s: float
     loop_over_pass: tuple[float, float]
+    sharded_over_whole: float
     rows: tuple[dict[str, Any], ...]
 
     def of(self, kernels: str, recompute: Recompute) -> Rate:
@@ -101,5 +102,6 @@ def read_rates(chip: str, path: Path = RATES_FILE) -> Rates:
         node_bytes_per_s=content["exchange_bytes_per_s"]["node"]["value"],
         network_bytes_per_s=content["exchange_bytes_per_s"]["network"]["value"],
         loop_over_pass=(least, most),
+        sharded_over_whole=content["sharded_over_whole"]["value"],
         rows=tuple(content["rates"]),
     )

@@ -20,7 +20,7 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class LTX2Upsampler(nn.Module):
-    """diffusers' ``LTX2LatentUpsamplerModel``, frozen.
+    """diffusers' ``LTX2LatentUpsamplerModel``, frozen; made on the CPU, whatever torch's default device is.
 
     Args:
         latent_channels: C.
@@ -43,7 +43,8 @@ class LTX2Upsampler(nn.Module):
         super().__init__()
         from diffusers.pipelines.ltx2 import LTX2LatentUpsamplerModel  # an import of seconds
 
-        with without_values(weights is not None):
+        # On the CPU, whatever the caller's default device: its blur multiplies integers, which GPUs do not.
+        with torch.device("cpu"), without_values(weights is not None):
             network: Any = LTX2LatentUpsamplerModel(
                 in_channels=latent_channels,
                 mid_channels=width,

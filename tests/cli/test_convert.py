@@ -88,6 +88,16 @@ def test_weights_and_latent_space_arrive(
     )
 
 
+def test_what_was_trained_with_fused_kernels_is_compared_in_plain_pytorch(tmp_path: Path) -> None:
+    """Beside diffusers' epsilons and timesteps, with which a network is compared, fused ones are refused."""
+    state = build().state_dict()
+    save_checkpoint(tmp_path / "checkpoint", state, state, None, run_of(kernels="fused"))
+    run(tmp_path / "checkpoint", tmp_path / "dit", "--to", "diffusers")
+    record = json.loads((tmp_path / "dit" / "sana_train.json").read_text())
+    assert record["model"]["kernels"] == "fused"
+    assert record["verified"]["difference"] <= record["verified"]["allowed"]
+
+
 @pytest.mark.parametrize(
     "sizes",
     [

@@ -57,6 +57,13 @@ def test_what_shards_cannot_do_is_said(overrides: list[str], words: str) -> None
         _ = Parts(config, torch.device("cpu")).sharding
 
 
+@pytest.mark.parametrize("kernels", ["compiled", "fused"])
+def test_the_whole_loss_is_compiled_of_plain_pytorch_alone(kernels: str, place: Any) -> None:
+    config = place.config("adaptation=scratch", "task.compile_mode=default", f"model.kernels={kernels}")
+    with pytest.raises(ValueError, match=f"kernels={kernels} .*compile_mode=none or model.kernels=reference"):
+        Parts(config, torch.device("cpu")).task()
+
+
 @pytest.mark.parametrize("arm", ["random", "scratch"])
 def test_a_model_without_memory_knows_its_null_caption(arm: str, place: Any) -> None:
     whole, sharded = (

@@ -110,26 +110,46 @@ def test_rates_are_what_the_records_say(tmp_path: Path, monkeypatch: pytest.Monk
     assert all(row["largest_difference"] < 0.1 for row in rates)
 
 
-def test_rates_of_a_benchmark_leave_the_optimiser_out(tmp_path: Path) -> None:
+def test_rates_of_a_benchmark_leave_the_optimiser_out() -> None:
     module = script("calibrate")
     model = module.model_2b()
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     facts = {"num_parameters": num_parameters, "device": "NVIDIA H200", "latent_shape": [128, 11, 22, 40],
              "num_context": 300, "num_tokens": 9680, "what": "ours"}  # fmt: skip
     row = {"group": "train", "way": "fused", "recompute": "none", "batch": 2, "ms": 417.0, "error": None,
-           "peak_gib": 16 * num_parameters / 2**30 + 20.0}  # fmt: skip
-    file = module.HERE / "not-there" / "results.json"
-    text = json.dumps({"facts": facts, "rows": [row, {**row, "way": "diffusers"}]})
-    original = Path.read_text
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            Path, "read_text", lambda self, *a, **k: text if self == file else original(self, *a, **k)
-        )
-        ((way, covers, rate, activations, record),) = module.of_benchmark(file, model)
-    assert (way, covers) == (("H200", "fused", "none"), "benchmark")
-    assert record == "experiments/speed/not-there/results.json"
+           "peak_gib": 12 * num_parameters / 2**30 + 20.0}  # fmt: skip
+    adamw = {"group": "optimiser", "optimiser": "adamw", "ms": 17.0, "error": None}
+    content = {"facts": facts, "rows": [row, {**row, "way": "diffusers"}, adamw]}
+    memory = module.memory_speed({"a record": content})
+    assert memory["H200"]["value"] == pytest.approx(28 * num_parameters / 0.017)
+    assert memory["H100"]["value"] / memory["H200"]["value"] == pytest.approx(3.35 / 4.8)
+    ((way, covers, rate, activations, record),) = module.of_benchmark("a record", content, model, memory)
+    assert (way, covers, record) == (("H200", "fused", "none"), "benchmark", "a record")
     assert activations == pytest.approx(20 * 2**30 / (2 * 9680))
-    assert rate == pytest.approx(2 * module.step_flops(model, (11, 22, 40), 300, "none") / 0.400, rel=0.01)
+    assert rate == pytest.approx(2 * module.step_flops(model, (11, 22, 40), 300, "none") / 0.400)
+
+
+def test_a_loop_with_other_kernels_is_a_rate_of_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts of train_step.py say by which kernels and how many clips a step; those without had plain ones."""
+    module = script("calibrate")
+    content = json.loads(module.REAL_SIZE.read_text())
+    fused = {**content["train_step"], "kernels": "fused", "clips": 1}
+    (tmp_path / "results.json").write_text(json.dumps({**content, "train_step_fused": fused}))
+    monkeypatch.setattr(module, "REAL_SIZE", tmp_path / "results.json")
+    memory = {chip: {"value": 1e12} for chip in ("H100", "H200")}
+    rates = {
+        (each.way, each.record.rpartition("/")[2]): each.flops_per_s
+        for each in module.of_real_size(module.model_2b(), memory)
+        if each.covers == "loop"
+    }
+    assert {way[1] for way, record in rates if record == "train_step_fused.json"} == {"fused"}
+    assert {way[1] for way, record in rates if record == "train_step.json"} == {"reference"}
+    # The same milliseconds with a whole optimiser's step in each leave less for the products.
+    plain, other = (rates[("H200", kernels, "full"), f"train_step{name}.json"]
+                    for kernels, name in (("reference", ""), ("fused", "_fused")))  # fmt: skip
+    assert other > plain
 
 
 def test_a_rate_is_the_loops_where_there_is_one() -> None:

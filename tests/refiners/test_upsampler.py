@@ -53,3 +53,13 @@ def test_weights_come_back_from_a_diffusers_folder(tmp_path, space, upsampler) -
     assert torch.equal(upsampler.upsample(given, space).values, again.upsample(given, space).values)
     with pytest.raises(FileNotFoundError, match="folder `latent_upsampler`"):
         LTX2Upsampler(16, 32, 1, weights=str(tmp_path / "nowhere"))
+
+
+def test_it_is_made_on_the_cpu_under_any_default_device() -> None:
+    """Its blur is a product of integers, which a GPU refuses; tensors on meta would have no values."""
+    with torch.device("meta"):
+        upsampler = LTX2Upsampler(16, 32, 1, dtype="float32")
+    assert {value.device.type for value in upsampler.state_dict().values()} == {"cpu"}
+    blur = upsampler.network.upsampler.blur_down.kernel[0, 0]
+    row = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    torch.testing.assert_close(blur, row[:, None] * row)

@@ -11,7 +11,7 @@ import numpy as np
 from sana_train.evaluation.figure_style import INK, MUTED, arm_colour, new_figure
 
 SOFTMAX = "softmax"
-_SOFTMAX_COLOUR = "#c2407e"
+_SOFTMAX_COLOUR = "#dd6b20"
 
 
 def exponent(tokens: list[int], ms: list[float]) -> float:
@@ -44,7 +44,8 @@ def frames_figure(content: Mapping[str, Any], path: Path) -> bool:
             colour = _SOFTMAX_COLOUR if way == SOFTMAX else arm_colour(way, ways)
             name = "softmax attention of the same width" if way == SOFTMAX else f"linear attention, {way}"
             label = f"{name}: tokens^{exponent(tokens, ms):.2f}"
-            axes.plot(frames, ms, marker="o", markersize=4, color=colour, label=label)
+            marker = "s" if way == SOFTMAX else "o"
+            axes.plot(frames, ms, marker=marker, markersize=4, color=colour, label=label)
             if way != SOFTMAX:  # through the longest clip and the origin
                 line = [ms[-1] * count / tokens[-1] for count in tokens]
                 axes.plot(frames, line, color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)), zorder=1.5)

@@ -12,7 +12,7 @@ Row = Mapping[str, Any]
 
 
 def steps_table(content: Mapping[str, Any], group: str, peer: str | None = None) -> str:
-    """ms, ratio to the peer, share of the ceiling, MFU and memory of one group; empty without rows.
+    """ms, ratio to the peer, share of the ceiling, MFU and peak memory of one group; empty without rows.
 
     Args:
         content: of ``results.json``.
@@ -22,7 +22,7 @@ def steps_table(content: Mapping[str, Any], group: str, peer: str | None = None)
     rows = [row for row in content["rows"] if row["group"] == group]
     if not rows:
         return ""
-    head = ["batch", "recompute", "way", "ms", "range", "of ceiling", "MFU", "peak GiB"]
+    head = ["batch", "recompute", "way", "ms", "range", "of ceiling", "MFU", "GiB"]
     if peer is not None:
         head.insert(5, f"of {peer}")
     table = [head]
@@ -106,6 +106,16 @@ def breakdown_table(content: Mapping[str, Any]) -> str:
     return markdown_table(table)
 
 
+def longest_kernels(content: Mapping[str, Any], way: str, num_kernels: int = 12) -> str:
+    """The longest kernels of that way's training step; empty if it was not taken apart."""
+    for row in content["rows"]:
+        if row["group"] == "breakdown" and row["way"] == way and "breakdown" in row:
+            found = row["breakdown"]["longest"][:num_kernels]
+            lines = [[_kernel_name(one["name"]), str(one["calls"]), f"{one['ms']:.1f}"] for one in found]
+            return markdown_table([[f"longest kernels, {way}", "calls", "ms"], *lines])
+    return ""
+
+
 def headline(content: Mapping[str, Any]) -> str:
     """Where, on what, and what the device reached on its own."""
     facts, ceilings = content["facts"], content["ceilings"]
@@ -128,6 +138,13 @@ def _ratio(row: Row, rows: Sequence[Row], peer: str) -> str:
     same = ("batch", "recompute")
     found = [r for r in rows if r["way"] == peer and all(r[key] == row[key] for key in same)]
     return "" if not found or found[0]["error"] else f"{row['ms'] / found[0]['ms']:.3f}"
+
+
+def _kernel_name(name: str) -> str:
+    """Without return type and namespaces, and no wider than a table may have it."""
+    for repeated in ("void ", "(anonymous namespace)::", "at::native::"):
+        name = name.replace(repeated, "")
+    return name[:76]
 
 
 def _short(error: str) -> str:

@@ -22,7 +22,7 @@ from sana_train.utils.compiling import compiled_function
 Kernels = Literal["reference", "compiled", "fused"]
 
 _MAX_SHAPES = 128  # of batches that are compiled for
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -48,7 +48,7 @@ def fused_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
     device = x.device.type
     autocast = torch.is_autocast_enabled(device) if device in ("cuda", "cpu") else False
     dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
-    is_counted = not torch.compiler.is_compiling() and isinstance(x, FakeTensor) and _HAS_TRITON
+    is_counted = not torch.compiler.is_compiling() and isinstance(x, FakeTensor) and HAS_TRITON
     if device == "cuda" or is_counted:
         return dtype if dtype in _HALF else None
     return dtype if device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1" else None

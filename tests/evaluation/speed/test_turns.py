@@ -117,7 +117,7 @@ def test_figures_of_a_row() -> None:
         "of peer",
         "of ceiling",
         "MFU",
-        "peak GiB",
+        "GiB",
     ]
     assert lines[3] == ["1", "none", "ours", "2.0", "1 to 3", "0.500", "50.0%", "25.0%", "4.2"]
     assert lines[4][:4] == ["1", "full", "other", OUT_OF_MEMORY]
@@ -158,7 +158,12 @@ def test_cost_against_frames_is_told_and_drawn(tmp_path: Path) -> None:
         ("void at::native::vectorized_elementwise_kernel<4, ...>", "elementwise"),
         ("Memcpy DtoD (Device -> Device)", "copy"),
         ("_silu_conv_glu", "convolution"),
-        ("_modulate", "other"),
+        ("_linear_mix_backward", "attention"),
+        ("_cross_query_backward", "attention"),
+        ("triton_poi_fused__scaled_dot_product_cudnn_attention_2", "compiled"),
+        ("_norm_backward", "norms and gates"),
+        ("_gather_readers", "copy"),
+        ("_new_kernel", "other"),
     ],
 )  # fmt: skip
 def test_kernels_are_told_apart_by_their_names(kernel: str, kind: str) -> None:
