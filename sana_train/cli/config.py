@@ -274,7 +274,6 @@ FREE_KEYS = (
     "training.keep_full",
     "training.milestones",
     "latents.max_new_holes",
-    "convergence.generator.use_cuda_graph",
     *(
         f"data.{split}.{key}"
         for split in ("train", "heldout")

@@ -151,11 +151,6 @@ class Parts:
                 f"{where} leaves each rank some rows of a matrix, and {why}; set training.optimiser=adamw, "
                 "or trainer=ddp"
             )
-        if self.cfg.convergence is not None and self.cfg.convergence.generator.get("use_cuda_graph", False):
-            raise ValueError(
-                f"{where} gathers each block's weights as it computes, and a CUDA graph wants them in "
-                "place; set convergence.generator.use_cuda_graph=false"
-            )
         ranks = None
         if trainer.strategy == "hsdp":
             ranks = trainer.shard_ranks or self._ranks_per_node()

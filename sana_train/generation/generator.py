@@ -8,7 +8,6 @@ from torch import Tensor
 from sana_train.flow.guidance import ClassifierFreeGuidance
 from sana_train.flow.samplers import Progress, Sampler, Velocity
 from sana_train.flow.schedules import SigmaSchedule
-from sana_train.generation.captured import CapturedVelocity
 from sana_train.protocols import Denoiser
 
 
@@ -19,19 +18,10 @@ class Generator:
         sampler: of ``sana_train.flow.samplers``.
         schedule: of ``sana_train.flow.schedules``; SANA-Video samples with 50 steps and shift 8.
         guidance: classifier-free guidance; scale 1 turns it off.
-        use_cuda_graph: on a GPU, launch the kernels of an evaluation together. Pays where evaluations are
-            short; needs a denoiser that is whole on one GPU.
     """
 
-    def __init__(
-        self,
-        sampler: Sampler,
-        schedule: SigmaSchedule,
-        guidance: ClassifierFreeGuidance,
-        use_cuda_graph: bool = False,
-    ) -> None:
+    def __init__(self, sampler: Sampler, schedule: SigmaSchedule, guidance: ClassifierFreeGuidance) -> None:
         self.sampler, self.schedule, self.guidance = sampler, schedule, guidance
-        self.use_cuda_graph = use_cuda_graph
 
     @torch.no_grad()
     def __call__(
@@ -44,8 +34,6 @@ class Generator:
     ) -> Tensor:
         """Context (B, S, D), mask (B, S) bool, noise (B, C, T, H, W) -> normalised latents like ``noise``."""
         velocity = self._velocity(denoiser, context, mask)
-        if self.use_cuda_graph and noise.is_cuda:
-            velocity = CapturedVelocity(velocity)
         return self.sampler.sample(velocity, noise, self.schedule.sigmas(), progress)
 
     def _velocity(self, denoiser: Denoiser, context: Tensor, mask: Tensor) -> Velocity:

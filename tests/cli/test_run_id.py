@@ -41,7 +41,6 @@ def test_readable_part(default: str) -> None:
         "paths.runs=/elsewhere",
         "paths.weights=/elsewhere",
         "paths.data=/elsewhere",
-        "convergence.generator.use_cuda_graph=true",
     ],
 )
 def test_what_a_resume_may_change(free: str, default: str) -> None:

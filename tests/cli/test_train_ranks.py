@@ -48,7 +48,6 @@ def test_a_sharded_run_is_that_of_one_process(place: Any) -> None:
         (["trainer=fsdp2", "training.optimiser=muon"], "training.optimiser=adamw"),
         (["trainer=fsdp2", "training.optimiser=adamw_8bit"], "training.optimiser=adamw"),
         (["trainer=hsdp", "task.compile_mode=default"], "task.compile_mode=none and.*model.kernels=compiled"),
-        (["trainer=fsdp2", "convergence.generator.use_cuda_graph=true"], "generator.use_cuda_graph=false"),
     ],
 )
 def test_what_shards_cannot_do_is_said(overrides: list[str], words: str) -> None:

@@ -13,7 +13,6 @@ from sana_train.flow.samplers import DPMSolverPP2M, Euler, Sampler
 from sana_train.flow.schedules import ShiftedLinear
 from sana_train.generation.generator import Generator
 from sana_train.generation.stage_one import StageOne
-from sana_train.models.layers.kernels import Kernels
 from sana_train.models.sana_video import SanaVideoDiT
 from sana_train.text.hashed import HashedTextEncoder
 
@@ -124,27 +123,3 @@ def test_what_a_diverged_dit_makes_is_named_by_clip() -> None:
     context[1] = torch.nan
     with pytest.raises(ValueError, match=r"clips \[7, 9\] are not finite; are the weights a diverged"):
         stage_one.generate(context, mask, 0, torch.tensor([7, 9]), (4, 2, 2, 2))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("kernels", ["reference", "fused"])
-def test_evaluations_launched_as_one_graph_give_the_same_to_the_bit(kernels: Kernels) -> None:
-    with torch.device("cuda"):
-        model = SanaVideoDiT(
-            16, [1, 1, 1], 2, 192, 6, 6, 3.0, CONTEXT_DIM, MAX_TOKENS, kernels=kernels
-        ).eval()
-        noise, context = torch.randn(3, 16, 2, 5, 4), torch.randn(3, MAX_TOKENS, CONTEXT_DIM)
-        mask = (torch.arange(MAX_TOKENS) < 4).expand(3, -1)
-    samples = []
-    for use_cuda_graph in (False, True, True):
-        walk = Generator(DPMSolverPP2M(), ShiftedLinear(6, 3.0), ClassifierFreeGuidance(3.0), use_cuda_graph)
-        with torch.autocast("cuda", torch.bfloat16):
-            samples.append(walk(model, context, mask, noise))
-    assert torch.equal(samples[0], samples[1])
-    assert torch.equal(samples[0], samples[2])
-
-
-def test_on_a_cpu_nothing_is_captured(captions: tuple[Tensor, Tensor], noise: Tensor) -> None:
-    plain = generator(3.0)
-    asked = Generator(plain.sampler, plain.schedule, plain.guidance, use_cuda_graph=True)
-    assert torch.equal(asked(CaptionVelocity(), *captions, noise), plain(CaptionVelocity(), *captions, noise))
