@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,12 @@ from sana_train.adaptation.load_report import LoadReport
 from sana_train.adaptation.null_caption import EmptyCaptionStart
 from sana_train.cli.artifact import check_heads, check_latent_space
 from sana_train.cli.config import ConvergenceConfig, RunConfig
+from sana_train.cli.encoded_clips import EncodedClips
 from sana_train.cli.instantiate import instantiate
 from sana_train.cli.schema import TARGET
 from sana_train.cli.targets import arguments_of, resolve_target
 from sana_train.cli.vae_choice import skeleton
-from sana_train.data.bank import banked_clips
-from sana_train.data.joined import JoinedClips
-from sana_train.data.latent_clips import LatentClips, find_latents
-from sana_train.data.latents import (
-    clip_fields,
-    latent_fingerprint,
-    precompute_latents,
-    space_fields,
-    text_fields,
-)
 from sana_train.data.pixels import ResidentPixels
-from sana_train.data.shard_cache import CACHE_GIB, ShardCache, cache_of
 from sana_train.data.space import describe_space
 from sana_train.models.checkpoint import build_empty, load_dit, read_state
 from sana_train.models.flops import training_flops
@@ -53,11 +43,9 @@ from sana_train.protocols import (
 from sana_train.training.callbacks.throughput import Work, WorkOf
 from sana_train.training.sharding import Sharding
 from sana_train.types import Batch, VideoShape
-from sana_train.utils.hashing import json_hash
 from sana_train.utils.shards import write_part
 
 _NUM_SAMPLES = {"cuda": 256, "cpu": 32}  # intervals of a few points; on a CPU, what seconds allow
-_RESIDENT_BYTES = 2**31  # a smaller cache of latents is kept in memory, a larger one is read as it is needed
 
 
 class Parts:
@@ -332,21 +320,9 @@ class Parts:
             mode = "online" if self.device.type == "cuda" else "cached"
         if mode == "online":
             return self.pixels
-        train, heldout = (
-            _each(source, split, lambda label, clips: self._encoded(mode, name, autoencoder, label, clips))
-            for split, source in zip(("train", "heldout"), self.pixels, strict=True)
-        )
-        return train, heldout
-
-    def _encoded(
-        self, mode: str, name: str, autoencoder: Autoencoder, label: str, source: ClipSource
-    ) -> ClipSource:
-        """Clips of one size, called ``label``, in an autoencoder's space."""
-        if mode == "resident":
-            return self._resident(autoencoder, source)
-        if mode == "precomputed":
-            return self._precomputed(autoencoder, label, source)
-        return self._cached(name, autoencoder, label, source)
+        space = EncodedClips(self.cfg, self.device, name, autoencoder, self.text_encoder)
+        train, heldout = self.pixels
+        return space.clips(mode, "train", train), space.clips(mode, "heldout", heldout)
 
     def clips_for(self, task: Task) -> tuple[ClipSource, ClipSource]:
         """(train, held-out) as the task reads them."""
@@ -354,49 +330,6 @@ class Parts:
             return self.resident_pixels
         encoder = task.encoder if isinstance(task, Encodes) else self.autoencoder
         return self.encoded("target", encoder)
-
-    def _resident(self, autoencoder: Autoencoder, source: ClipSource) -> ClipSource:
-        return banked_clips(
-            source,  # type: ignore[arg-type]
-            autoencoder,
-            self.text_encoder,
-            Path(self.cfg.paths.data) / "latents" / "bank",
-            self.device,
-            self._section("latents").batch_size,
-        )
-
-    def _cached(self, name: str, autoencoder: Autoencoder, label: str, source: ClipSource) -> ClipSource:
-        dtype = self._section("latents").dtype
-        expected = latent_fingerprint(source, autoencoder, self.text_encoder, dtype)  # type: ignore[arg-type]
-        # Other clips or encoders make another folder, so that two runs never fight over one cache.
-        folder = f"{name}-{label.replace('/', '-')}-{json_hash(expected)[:12]}"
-        out = Path(self.cfg.paths.data) / "latents" / self.cfg.scale / folder
-        precompute_latents(
-            source,  # type: ignore[arg-type]
-            autoencoder,
-            self.text_encoder,
-            out,
-            batch_size=self._section("latents").batch_size,
-            device=self.device,
-            dtype=dtype,
-            description=f"encoding {label} clips, {name} space",
-        )
-        return self._opened(out, expected, _split_of(label))
-
-    def _precomputed(self, autoencoder: Autoencoder, label: str, source: ClipSource) -> ClipSource:
-        encoders = space_fields(autoencoder, self._section("latents").dtype) | text_fields(self.text_encoder)
-        expected = encoders | clip_fields(source)  # type: ignore[arg-type]
-        split = _split_of(label)
-        given = getattr(self._section("latents"), split)
-        found = given or find_latents(Path(self.cfg.paths.latents) / label, expected)
-        return self._opened(found, expected, split)
-
-    def _opened(self, path: str | Path | list[str], expected: dict[str, Any], split: str) -> ClipSource:
-        # Clips that are rendered have no cache of their own; their latents may lie elsewhere all the same.
-        default = ShardCache(Path(self.cfg.paths.data) / "shards", CACHE_GIB)
-        cache = cache_of(getattr(self.cfg.data, split)) or default
-        clips = LatentClips(path, expected, cache, self._section("latents").max_new_holes)
-        return clips.resident(self.device) if clips.folder.num_bytes < _RESIDENT_BYTES else clips
 
     def work_of_samples(self, task: Task) -> WorkOf | None:
         """What a batch tells of each of its samples: FLOPs forward and backward, latent tokens.
@@ -421,15 +354,3 @@ class Parts:
             return of_grid(*spec.latent_shape(VideoShape(*batch.video.shape[2:]))[1:])
 
         return of_batch
-
-
-def _each(source: ClipSource, label: str, change: Callable[[str, ClipSource], ClipSource]) -> ClipSource:
-    """``change(label, source)``; of joined sources each member, as ``<label>/<member>``."""
-    if isinstance(source, JoinedClips):
-        return source.replaced(lambda name, member: change(f"{label}/{name}", member))
-    return change(label, source)
-
-
-def _split_of(label: str) -> str:
-    """``train`` or ``heldout``, also of a joined source's member, whose label is ``<split>/<member>``."""
-    return label.partition("/")[0]
