@@ -1,14 +1,15 @@
 """The record of both tiny stages: bars, controls, audio variants, evaluations, one stage alone.
 
-    python experiments/two_stage_tiny/record.py OUT WEIGHTS MOVED [KEY=VALUE ...]
+    python experiments/two_stage_tiny/record.py OUT WEIGHTS MOVED [--jobs N] [KEY=VALUE ...]
 
 WEIGHTS is a folder as data/tiny with what train.sh left there: ltx2_large, ltx2_upsampler, ltx2_refiner, and
 where they are ltx2_refiner_teacher, ltx2_refiner_video (no audio branch) and, for one stage against two,
 sana_ltx2_stage1 and sana_ltx2_256. MOVED is the run directory of a DiT that was moved into the tiny LTX-2
 space, with its checkpoint of step 0: stage 1 after the move, and before it. Between the stages latents go
 through pixels, but for `upsampled`, which has the latent upsampler; `first_sigma_*` are the teacher's walks
-from other sigmas, of which 0.909 is the paper's. Each evaluation is evaluate.py's, in OUT/<name>; the same
-command goes on where it was stopped; results.json, tables.md and figure.png are drawn of what is done.
+from other sigmas, of which 0.909 is the paper's. Each evaluation is evaluate.py's, in OUT/<name>, its output
+in OUT/logs; the same command goes on where it was stopped; results.json, tables.md and figure.png are drawn
+of what is done.
 KEY=VALUE are overrides of all, e.g. trainer=cpu.
 """
 
@@ -17,16 +18,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sana_train.cli import evaluate
 from sana_train.cli.process import readable_errors
 from sana_train.evaluation.convergence.levels import load_arrays
 from sana_train.evaluation.figure_style import HEADLINE_COLOURS, INK, MUTED, new_figure
@@ -35,6 +37,7 @@ from sana_train.evaluation.record_tables import markdown_table
 from sana_train.evaluation.stages.summary import Array, Bootstrap, Mean
 from sana_train.utils.files import publish_file, write_json
 
+EVALUATE = Path(__file__).parents[2] / "evaluate.py"
 AUDIO = ("zero_noised", "zero_clean", "pure_noise", "isolated")
 EVALUATIONS = (2, 3, 4, 5)
 COARSE = ("shape", "motion", "relation", "count", "colour", "background")
@@ -43,8 +46,9 @@ SMALL, SINGLE, PROBE = "small", "single", "single_probe"  # one stage against tw
 # Three evaluations each, the paper's sigmas and those by other flow shifts.
 WALKS = {
     PAPER: (0.909375, 0.725, 0.421875, 0.0),
-    "first_sigma_0.725": (0.725, 0.4092, 0.1609, 0.0),
+    "first_sigma_0.414": (0.414, 0.1566, 0.0489, 0.0),
     "first_sigma_0.2": (0.2, 0.0616, 0.0179, 0.0),
+    "first_sigma_0.1": (0.1, 0.0284, 0.008, 0.0),
 }
 _NUM_DRAWS, _PROBE_STEPS = 2000, 30
 _METRICS = ("textured_psnr_db", "psnr_db", "spectrum_gap", "semantic", "colour", "texture")
@@ -65,7 +69,14 @@ class Plan:
         words = [f"checkpoint={self.checkpoint}", f"out={out / self.name}", "experiment=two_stage"]
         words += ["autoencoder=ltx2_tiny_256", f"two_stage.columns=[{self.columns}]"]
         words += [f"two_stage.num_clips={self.num_clips}", *shared, *self.overrides]
-        evaluate.evaluate(evaluate.parser().parse_intermixed_args(words))
+        log = out / "logs" / f"{self.name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w") as file:
+            command = [sys.executable, str(EVALUATE), *words]
+            code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+        if code != 0:
+            last = "\n".join(log.read_text().splitlines()[-8:])
+            raise ValueError(f"{self.name}: evaluate.py ended with {code}; the end of {log}:\n{last}")
         sys.stdout.write(f"{self.name}: {time.perf_counter() - start:.0f} s\n")
         sys.stdout.flush()
 
@@ -76,6 +87,10 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("weights", type=Path, metavar="WEIGHTS")
     top.add_argument("moved", type=Path, metavar="MOVED")
     top.add_argument("words", nargs="*", metavar="KEY=VALUE", help="overrides of every evaluation")
+    top.add_argument(
+        "--jobs", type=int, default=1, metavar="N",
+        help="evaluations side by side (1); one stage against two, whose seconds are compared, runs alone",
+    )  # fmt: skip
     top.add_argument("--num-clips", type=int, default=512, help="held-out clips (512)")
     top.add_argument("--num-variant-clips", type=int, default=512, help="of variants (512)")
     return top
@@ -91,9 +106,11 @@ def main() -> None:
     ]
     distilled = (f"refiner.weights={weights / 'ltx2_refiner'}",)
     with readable_errors():
-        for plan in plans(given.moved, weights, given.num_clips, given.num_variant_clips, distilled):
-            plan.run(given.out, shared)
-            report(given.out, weights)
+        wanted = plans(given.moved, weights, given.num_clips, given.num_variant_clips, distilled)
+        with ThreadPoolExecutor(given.jobs) as pool:
+            for done in as_completed([pool.submit(plan.run, given.out, shared) for plan in wanted]):
+                done.result()
+                report(given.out, weights)
         small, single = (weights / name for name in ("sana_ltx2_stage1", "sana_ltx2_256"))
         if all((part / "record.json").is_file() for part in (small, single)):
             overrides = ("two_stage.num_shown=0", *distilled)
