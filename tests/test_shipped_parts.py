@@ -18,7 +18,11 @@ ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "data" / "tiny"
 SHORTFALLS = ROOT / "experiments" / "tiny_parts" / "shortfalls.yaml"
 MAX_FILE_MB, MAX_TOTAL_MB = 16, 40
-OF_STAGE_TWO = ("ltx2_large", "ltx2_upsampler")
+OF_STAGE_TWO = {
+    "ltx2_large": "ltx2_large",
+    "ltx2_upsampler": "ltx2_upsampler",
+    "ltx2_refiner": "ltx2_distil",
+}  # presets
 MAX_PARAMETERS = {"ltx2": 4e6, "dcae_v": 4e6, "reader": 7e6, "sana_dcae_v": 5e6}
 COARSE = ("shape", "motion", "relation", "count", "colour", "background")
 
@@ -48,10 +52,19 @@ def targets() -> Iterator[tuple[str, str, bool]]:
         accuracy = [samples.get(f"samples/accuracy/{name}", 0.0) for name in COARSE]
         yield part, "mean coarse accuracy >= 0.9", sum(accuracy) / len(accuracy) >= 0.9
     for part in ("sana_ltx2", "sana_dcae_v", *OF_STAGE_TWO):
-        folder = ROOT / "conf" / "experiment" / "tiny" / ("stage2" if part in OF_STAGE_TWO else "")
-        preset = yaml.safe_load((folder / f"{part}.yaml").read_text())
+        name = f"stage2/{OF_STAGE_TWO[part]}" if part in OF_STAGE_TWO else part
+        preset = yaml.safe_load((ROOT / "conf" / "experiment" / "tiny" / f"{name}.yaml").read_text())
         yield part, "all steps of its preset", record(part)["steps"] >= preset["training"]["max_steps"]
     yield "sana_dcae_v", "each coarse accuracy >= 0.8", min(accuracy) >= 0.8
+    found = json.loads((ROOT / "experiments" / "two_stage_tiny" / "main" / "metrics.json").read_text())
+    gains = found["differences"]["clip_stage2 - clip_stage1"]
+    columns = {name: metrics["spectrum_gap"]["mean"] for name, metrics in found["columns"].items()}
+    halved = columns["clip_stage2"] <= 0.5 * columns["clip_stage1"]
+    yield "ltx2_refiner", "the top band's gap halved", halved
+    textured = gains["textured_psnr_db"]["mean"] >= 1.0
+    yield "ltx2_refiner", "textures at least 1 dB better than resized ones", textured
+    coarse = all(gains[f"accuracy/{name}"]["low"] >= -0.02 for name in COARSE)
+    yield "ltx2_refiner", "coarse attributes within 2 points", coarse
 
 
 def test_every_target_is_reached_or_listed_with_a_reason() -> None:
@@ -79,7 +92,9 @@ def test_records_say_how_their_part_was_made() -> None:
 def test_a_preset_of_stage_two_is_what_made_its_part(part: str) -> None:
     """Or what the preset's head expects would be of another run."""
     made = record(part)["config"]
-    config = OmegaConf.to_container(compose_config([f"experiment=tiny/stage2/{part}"]), resolve=False)
+    config = OmegaConf.to_container(
+        compose_config([f"experiment=tiny/stage2/{OF_STAGE_TWO[part]}"]), resolve=False
+    )
     assert isinstance(config, dict)
     for section in ("training", "task"):
         present = {f"{section}.{name}": value for name, value in config[section].items()}

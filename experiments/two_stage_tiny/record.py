@@ -24,6 +24,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,7 @@ def latency(out: Path) -> float:
     return sum(metrics_of(out, SMALL)["seconds_per_clip"].values())
 
 
+@cache  # drawn after every plan
 def per_clip(out: Path, name: str) -> dict[str, Array]:
     """``<column>/<metric>`` -> (n,), NaN where it does not apply."""
     num_clips = metrics_of(out, name)["num_clips"]
@@ -384,14 +386,15 @@ def _figure(
             accuracy.hlines([guess] * len(places), places - 0.12, places + 0.12, color=INK, linestyle=":")
         accuracy.set_xticks(np.arange(len(shown)), shown)
         accuracy.set_title("Read right (dotted: chance)")
-        accuracy.legend(loc="lower right")
+        accuracy.legend(loc="upper right")
         gaps = {name: means["spectrum_gap"] for name, means in columns.items() if means.get("spectrum_gap")}
         gap.barh(list(gaps), color=MUTED, width=[mean.mean if mean else np.nan for mean in gaps.values()])
         gap.set_title("Gap of the top band, log power")
         gap.invert_yaxis()
         named = [row for row in variants if "textured_psnr_db" in row]
         values = [row["textured_psnr_db"] for row in named]
-        texture.barh([row["variant"] for row in named], values, color=HEADLINE_COLOURS["texture"])
+        names = [row["variant"] for row in named]
+        texture.plot(values, names, "o", color=HEADLINE_COLOURS["texture"])
         before = columns["clip_stage1"].get("textured_psnr_db")
         if before is not None:
             texture.axvline(before.mean, color=MUTED, linestyle="--")

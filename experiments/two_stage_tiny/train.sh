@@ -24,10 +24,7 @@ read -ra extra <<<"${EXTRA:-}"
 declare -A default=([ltx2_large]=6 [ltx2_upsampler]=2.5 [ltx2_refiner]=9 [ltx2_refiner_video]=9 [ltx2_distil]=3 [sana_ltx2]=9 [sana_ltx2_256]=)
 # Where a part lies in WEIGHTS, if not under its preset's name: the refiner that ships is the distilled one.
 declare -A folder=([ltx2_refiner]=ltx2_refiner_teacher [ltx2_distil]=ltx2_refiner [sana_ltx2]=sana_ltx2_stage1)
-declare -A needs=(
-  [ltx2_refiner_video]="refiner.audio=none"
-  [ltx2_distil]="refiner.weights=$weights/ltx2_refiner_teacher"
-)
+declare -A needs=([ltx2_refiner_video]="refiner.audio=none")
 
 train() { # PRESET MINUTES[+]
   local id=$1 minutes=${2%+} at_limit=finish group=tiny run=$runs/$1 log=$runs/$1.log out=$weights/${folder[$1]:-$1}

@@ -36,8 +36,8 @@ RUNS = {
         convergence.steps=[0,1,3] convergence.num_loss_clips=4 convergence.num_samples=2
         convergence.num_strips=2 convergence.generator.schedule.num_steps=2
         two_stage=tiny two_stage.steps=[3] two_stage.num_clips=1 two_stage.num_shown=1
-        two_stage.columns=[stage1,stage2] refiner=ltx2_tiny refiner.num_layers=1 refiner.num_heads=2
-        refiner.head_dim=24
+        two_stage.columns=[stage1,stage2] refiner=ltx2_tiny refiner.weights=null refiner.num_layers=1
+        refiner.num_heads=2 refiner.head_dim=24
     """,
     "two_stage": """
         experiment=tiny/stage2/ltx2_refiner data.train.num_clips=8 data.heldout.num_clips=2

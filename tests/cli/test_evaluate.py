@@ -30,6 +30,7 @@ from tests.cli.test_page import PROBE, dump
 MODEL = ("model.depth=1", "model.width=48", "model.num_heads=2", "model.cross_num_heads=2")
 SMALL = (
     "reader=null",
+    "refiner.weights=null",
     "refiner.num_layers=1",
     "refiner.num_heads=2",
     "refiner.head_dim=24",
