@@ -161,8 +161,8 @@ def report_text(results: Mapping[str, Any]) -> str:
     lines = [
         "# Text to pixels",
         "",
-        f"{environment['device']}, torch {environment['torch']}, commit {environment['commit']}; size "
-        f"{results['size']}, random {dtype} weights.",
+        f"{environment['device']}, torch {environment['torch']}, commit {environment['commit']}.",
+        f"Size {results['size']}, random {dtype} weights.",
     ]
     if results["overrides"]:
         lines.append(f"Ours with {', '.join(results['overrides'])}.")
