@@ -98,4 +98,4 @@ def test_a_failed_evaluation_is_said_and_keeps_the_others(
     assert load_arrays(out / "clips" / "main.npz")["clip_stage2/texture"].tolist() == [7.0]
     facts = json.loads((out / "facts.json").read_text())
     assert facts["evaluations"]["main"]["seconds_per_clip"] == {"stage2": 0.5}
-    assert not (out / "audio_zero_clean").exists()
+    assert not (out / "evaluations_5").exists()  # the last one
