@@ -1,6 +1,6 @@
 """What noise takes of a 256 px clip's latents: PSNR of the best linear estimate after it, by sigma.
 
-python experiments/two_stage_tiny/first_sigma.py OUT.json    (about 13 minutes on 2 CPU cores)
+python experiments/two_stage_tiny/first_sigma.py OUT.json    (a quarter of an hour on 2 CPU cores)
 
 Stage 2 begins at the clip's latents at half the size, decoded, resized, encoded and noised. The estimate of
 the clip's own latents is ridge regression on all channels and frames of three by three tokens around each,
