@@ -107,6 +107,8 @@ def columns_of(clips: Mapping[str, Clips]) -> dict[str, Means]:
         return {m: alone(values[f"{column}/{m}"]) for m in _METRICS if f"{column}/{m}" in values}
 
     columns = {column: means(MAIN, column) for column in COLUMNS}
+    if kept := means(MAIN, "foreign/kept"):
+        columns["foreign, by its own caption"] = kept
     for column in ("stage1", "stage2") if BEFORE in clips else ():
         columns[f"{column}, before the move"] = means(BEFORE, column)
     for column in ("stage2", "noise", "foreign") if PAPER in clips else ():

@@ -62,15 +62,20 @@ class Judge:
         for column, clip in clips.items():
             spectrum = video_stats.top_band_log_power(clip)
             metrics = {"spectrum_gap": video_stats.spectrum_gap(spectrum, reference)}
-            if self.reader is not None and attributes:
-                small = resized(clip, clip.shape[3] // FACTOR, clip.shape[4] // FACTOR)
-                metrics |= group_scores(small, attributes, self.reader)
+            metrics |= self.read(clip, attributes)
             if self.clip_score is not None and captions:
                 metrics["clip_score"] = self.clip_score(clip, captions)
             if column in self.paired:
                 metrics |= self._compared(clip, truth, textured)
             found |= {f"{column}/{name}": value.float().cpu() for name, value in metrics.items()}
         return found
+
+    def read(self, clip: Tensor, attributes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What is read of clips at stage 1's size, (B,) each; nothing without reader or attributes."""
+        if self.reader is None or not attributes:
+            return {}
+        small = resized(clip, clip.shape[3] // FACTOR, clip.shape[4] // FACTOR)
+        return group_scores(small, attributes, self.reader)
 
     def _compared(self, clip: Tensor, truth: Tensor, textured: Tensor | None) -> dict[str, Tensor]:
         bands = video_stats.band_psnr(clip, truth)

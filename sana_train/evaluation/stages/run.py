@@ -26,6 +26,7 @@ from sana_train.protocols import ClipSource
 from sana_train.types import Batch, VideoShape
 
 TRUTH = "held-out clip"
+KEPT = "kept"  # of `foreign`: read against the caption of the clip whose latents it has
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,9 @@ class Evaluation:
         truth = self.stages.autoencoder.reconstructed_frames(batch.video.float())
         named: dict[str, Tensor] = {**clips}
         metrics = self.judge(named, truth, batch.attributes, self._textured(batch), batch.captions)
+        if "foreign" in clips:  # does it still show the clip whose latents it was made of?
+            kept = self.judge.read(clips["foreign"], following.attributes)
+            metrics |= {f"foreign/{KEPT}/{name}": value.float().cpu() for name, value in kept.items()}
         peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else np.nan
         shared = {f"seconds/{name}": value for name, value in seconds.items()}
         if self.reports_memory:

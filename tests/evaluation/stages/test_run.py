@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from sana_train.evaluation.stages.judge import Judge
 from sana_train.evaluation.stages.pictures import CROP, film_of
@@ -53,6 +55,30 @@ def test_holes_are_left_out_of_every_number(tmp_path: Path) -> None:
     nothing.run(nothing.missing(), None)
     with pytest.raises(ValueError, match="none of the 3 held-out clips"):
         nothing.per_clip()
+
+
+class Numbered(Clips):
+    """Clips whose one attribute is their number."""
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        found = super().batch(indices)
+        found.attributes = {"number": found.index}
+        return found
+
+
+class Reading(Judge):
+    def read(self, clip: Tensor, attributes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"semantic": attributes["number"].float()}
+
+
+def test_a_foreign_clip_is_also_read_by_the_caption_of_its_latents(tmp_path: Path) -> None:
+    made = evaluation(tmp_path, Numbered(), columns=("stage2", "foreign"))
+    made = replace(made, judge=Reading(None, None))
+    made.run([0, 1, 2], None)
+    values = made.per_clip()
+    assert values["foreign/semantic"].tolist() == values["stage2/semantic"].tolist() == [0, 1, 2]
+    assert values["foreign/kept/semantic"].tolist() == [1, 2, 0]
+    assert not any(name.startswith("stage2/kept") for name in values)
 
 
 def test_the_first_clips_are_kept_to_be_shown(tmp_path: Path) -> None:
