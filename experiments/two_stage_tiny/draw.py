@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,11 @@ Means = Mapping[str, Mean | None]
 
 def main(arguments: Sequence[str]) -> None:
     folder = Path(arguments[0]) if arguments else Path(__file__).parent
-    if not (folder / "clips" / f"{MAIN}.npz").is_file():
-        sys.exit(f"no clips/{MAIN}.npz in {folder.absolute()}; record.py OUT WEIGHTS MOVED makes it")
+    for name in (f"clips/{MAIN}.npz", "facts.json"):
+        if not (folder / name).is_file():
+            sys.exit(f"no {name} in {folder.absolute()}; record.py OUT WEIGHTS MOVED makes it")
     facts = json.loads((folder / "facts.json").read_text())
-    clips = {path.stem: load_arrays(path) for path in sorted((folder / "clips").glob("*.npz"))}
+    clips = {path.stem: read(path) for path in sorted((folder / "clips").glob("*.npz"))}
     about = facts["evaluations"][MAIN]
     found_bars, columns, variants = bars(clips[MAIN]), columns_of(clips), variants_of(clips)
     thesis = thesis_of(clips, facts) if SINGLE in clips else []
@@ -56,6 +58,13 @@ def main(arguments: Sequence[str]) -> None:
     }
     write_json(folder / "results.json", plain)
     sys.stdout.write((folder / "tables.md").read_text())
+
+
+def read(path: Path) -> dict[str, Array]:
+    try:
+        return load_arrays(path)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        sys.exit(f"{path} is damaged ({error}); the same record.py OUT WEIGHTS MOVED writes it anew")
 
 
 def alone(values: Array) -> Mean | None:

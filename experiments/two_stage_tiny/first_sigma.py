@@ -96,4 +96,6 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(f"expected one argument, the file to write\n{__doc__}")
     main(Path(sys.argv[1]))

@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from sana_train.cli.arguments import positive
 from sana_train.evaluation.convergence.levels import load_arrays, save_arrays
 from sana_train.utils.files import write_json
 
@@ -91,11 +92,11 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("moved", type=Path, metavar="MOVED")
     top.add_argument("words", nargs="*", metavar="KEY=VALUE", help="overrides of every evaluation")
     top.add_argument(
-        "--jobs", type=int, default=1, metavar="N",
+        "--jobs", type=positive, default=1, metavar="N",
         help="evaluations side by side (1), whose seconds say less then; one stage against two runs alone",
     )  # fmt: skip
-    top.add_argument("--num-clips", type=int, default=512, help="held-out clips (512)")
-    top.add_argument("--num-variant-clips", type=int, default=512, help="of variants (512)")
+    top.add_argument("--num-clips", type=positive, default=512, help="held-out clips (512)")
+    top.add_argument("--num-variant-clips", type=positive, default=512, help="of variants (512)")
     return top
 
 

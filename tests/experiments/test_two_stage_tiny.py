@@ -99,3 +99,15 @@ def test_a_failed_evaluation_is_said_and_keeps_the_others(
     facts = json.loads((out / "facts.json").read_text())
     assert facts["evaluations"]["main"]["seconds_per_clip"] == {"stage2": 0.5}
     assert not (out / "evaluations_5").exists()  # the last one
+
+
+def test_a_damaged_or_missing_file_is_named(copied: Path) -> None:
+    draw = script("draw")
+    before = (copied / "clips" / "main.npz").read_bytes()
+    (copied / "clips" / "main.npz").write_bytes(before[: len(before) // 2])
+    with pytest.raises(SystemExit, match=r"main\.npz is damaged .*record\.py"):
+        draw.main([str(copied)])
+    (copied / "facts.json").unlink()
+    with pytest.raises(SystemExit, match=r"no facts\.json in .*record\.py"):
+        draw.main([str(copied)])
+    assert not (copied / "results.json").exists()

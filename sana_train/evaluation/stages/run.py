@@ -97,8 +97,9 @@ class Evaluation:
         named: dict[str, Tensor] = {**clips}
         metrics = self.judge(named, truth, batch.attributes, self._textured(batch), batch.captions)
         if "foreign" in clips:  # does it still show the clip whose latents it was made of?
-            kept = self.judge.read(clips["foreign"], following.attributes)
-            metrics |= {f"foreign/{KEPT}/{name}": value.float().cpu() for name, value in kept.items()}
+            kept, is_lost = self.judge.read(clips["foreign"], following.attributes), following.weight == 0
+            kept = {name: value.float().masked_fill(is_lost, torch.nan) for name, value in kept.items()}
+            metrics |= {f"foreign/{KEPT}/{name}": value.cpu() for name, value in kept.items()}
         peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else np.nan
         shared = {f"seconds/{name}": value for name, value in seconds.items()}
         if self.reports_memory:

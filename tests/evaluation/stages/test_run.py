@@ -79,6 +79,10 @@ def test_a_foreign_clip_is_also_read_by_the_caption_of_its_latents(tmp_path: Pat
     assert values["foreign/semantic"].tolist() == values["stage2/semantic"].tolist() == [0, 1, 2]
     assert values["foreign/kept/semantic"].tolist() == [1, 2, 0]
     assert not any(name.startswith("stage2/kept") for name in values)
+    holed = evaluation(tmp_path / "holed", Numbered(1), columns=("foreign",))
+    holed = replace(holed, judge=Reading(None, None))
+    holed.run([0, 1, 2], None)
+    assert np.isnan(holed.per_clip()["foreign/kept/semantic"]).tolist() == [True, True, False]
 
 
 def test_the_first_clips_are_kept_to_be_shown(tmp_path: Path) -> None:
