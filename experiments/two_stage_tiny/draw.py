@@ -24,6 +24,7 @@ from sana_train.utils.files import publish_file, write_json
 COARSE = ("shape", "motion", "relation", "count", "colour", "background")
 MAIN, BEFORE, PAPER = "main", "before", "first_sigma_0.909"
 SMALL, SINGLE, PROBE = "small", "single", "single_probe"  # one stage against two
+FIRST = "first"  # the refiner before it was trained on
 COLUMNS = (
     "stage1", "stage2", "noise", "foreign", "ceiling", "clip_stage1", "clip_stage2", "source", "transcoded",
 )  # fmt: skip
@@ -126,19 +127,24 @@ def columns_of(clips: Mapping[str, Clips]) -> dict[str, Means]:
 
 
 def variants_of(clips: Mapping[str, Clips]) -> list[dict[str, Any]]:
-    """Each variant's clip_stage2, and its difference to that of the main evaluation."""
-    default = {key: value for key, value in clips[MAIN].items() if key.startswith("clip_stage2/")}
+    """Each variant's clip_stage2, and its difference to that of the main evaluation.
+
+    Weights without an audio branch are compared with the refiner that was trained as long, if it is there.
+    """
+    others = {name: c for name, c in clips.items() if name not in (MAIN, BEFORE, SMALL, SINGLE, PROBE)}
+    num = max((len(array) for each in others.values() for array in each.values()), default=None)
+    default = {key: array[:num] for key, array in clips[MAIN].items() if key.startswith("clip_stage2/")}
     rows = []
-    for name, values in {"audio_zero_noised, evaluations_3": default, **clips}.items():
-        if name in (MAIN, BEFORE, SMALL, SINGLE, PROBE):
-            continue
-        row: dict[str, Any] = {"variant": name}
+    for name, values in {"audio_zero_noised, evaluations_3": default, **others}.items():
+        beside = clips.get(FIRST, default) if name == "audio_none" else default
+        label = f"{name} (from {FIRST})" if beside is not default else name
+        row: dict[str, Any] = {"variant": label}
         for metric in _METRICS:
             key = f"clip_stage2/{metric}"
             if key in values and (mean := alone(values[key])) is not None:
                 row[metric] = mean.mean
                 if values is not default:
-                    row[f"{metric}, difference"] = paired(values[key], default[key]).__dict__
+                    row[f"{metric}, difference"] = paired(values[key], beside[key]).__dict__
         rows.append(row)
     return rows
 
@@ -146,7 +152,8 @@ def variants_of(clips: Mapping[str, Clips]) -> list[dict[str, Any]]:
 def thesis_of(clips: Mapping[str, Clips], facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Both stages against one, on samples of the same captions."""
     trained = facts["training_s"]
-    two_parts = ("sana_ltx2_stage1", "ltx2_refiner_teacher", "ltx2_refiner")
+    refiner = ("ltx2_refiner_first",) if FIRST in clips else ("ltx2_refiner_teacher", "ltx2_refiner")
+    two_parts = ("sana_ltx2_stage1", *refiner)
     rows = []
     for label, parts, name, column in (
         ("stage 1 + refiner", two_parts, SMALL, "stage2"),

@@ -4,11 +4,12 @@
 
 WEIGHTS is a folder as data/tiny with what train.sh left there: ltx2_large, ltx2_upsampler, ltx2_refiner, and
 where they are ltx2_refiner_teacher, ltx2_refiner_video (no audio branch) and, for one stage against two,
-sana_ltx2_stage1 and sana_ltx2_256. MOVED is the run directory of a DiT that was moved into the tiny LTX-2
-space, with its checkpoint of step 0 (training.milestones=[0]): stage 1 after the move, and before it. Between
-the stages latents go through pixels, but for `upsampled`, which has the latent upsampler; `first_sigma_*` are
-walks of the refiner before its distillation from other sigmas, of which 0.909 is the paper's. What has no
-weights is left out, and said.
+sana_ltx2_stage1 and sana_ltx2_256. A refiner in ltx2_refiner_first is one that had the minutes at which one
+stage is compared with two, and weights without audio with it. MOVED is the run directory of a DiT that was
+moved into the tiny LTX-2 space, with its checkpoint of step 0 (training.milestones=[0]): stage 1 after the
+move, and before it. Between the stages latents go through pixels, but for `upsampled`, which has the latent
+upsampler; `first_sigma_*` are walks of the refiner before its distillation from other sigmas, of which 0.909
+is the paper's. What has no weights is left out, and said.
 
 Each evaluation is evaluate.py's, in OUT/<name>, its output in OUT/logs; the same command goes on where it was
 stopped. OUT/clips gets the metrics of every clip, one file an evaluation, and OUT/facts.json the rest that is
@@ -46,7 +47,10 @@ WALKS = {
     "first_sigma_0.414": (0.414, 0.1566, 0.0489, 0.0),
     "first_sigma_0.2": (0.2, 0.0616, 0.0179, 0.0),
 }
-PARTS = ("ltx2_refiner", "ltx2_refiner_teacher", "ltx2_refiner_video", "sana_ltx2_stage1", "sana_ltx2_256")
+FIRST = "ltx2_refiner_first"
+PARTS = (
+    "ltx2_refiner", "ltx2_refiner_teacher", FIRST, "ltx2_refiner_video", "sana_ltx2_stage1", "sana_ltx2_256",
+)  # fmt: skip
 _PROBE_STEPS = 30
 
 
@@ -150,6 +154,8 @@ def plans(moved: Path, weights: Path, num_clips: int, num_variant_clips: int) ->
 
     for mode in AUDIO[1:]:
         variant(f"audio_{mode}", f"refiner.audio={mode}")
+    if has(weights, FIRST):
+        variant("first", f"refiner.weights={weights / FIRST}")
     if has(weights, "ltx2_refiner_video"):
         video = f"refiner.weights={weights / 'ltx2_refiner_video'}"
         variant("audio_none", video, "refiner.audio=none")
@@ -170,7 +176,9 @@ def plans(moved: Path, weights: Path, num_clips: int, num_variant_clips: int) ->
 def one_stage_against_two(out: Path, weights: Path, num_clips: int, shared: Sequence[str]) -> None:
     """Both stages, then one with as many steps as take no longer than both, measured on this machine."""
     shown, single = "two_stage.num_shown=0", weights / "sana_ltx2_256"
-    Plan("small", weights / "sana_ltx2_stage1", "stage1,stage2", num_clips, (shown,)).run(out, shared)
+    stage_two = (f"refiner.weights={weights / FIRST}",) if has(weights, FIRST) else ()
+    stage_one = weights / "sana_ltx2_stage1"
+    Plan("small", stage_one, "stage1,stage2", num_clips, (shown, *stage_two)).run(out, shared)
     file = out / "single_steps.json"
     if not file.is_file():
         steps_of_probe = f"convergence.generator.schedule.num_steps={_PROBE_STEPS}"

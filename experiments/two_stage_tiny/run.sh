@@ -7,14 +7,15 @@
 #   CALL       train-1: refiner, moved DiT and single stage begin. train-2: they end, the refiner is distilled, stage 1 of
 #              one stage against two is trained. record: record.py judges all
 #   RUNS       run directories and encoded clips, a folder for each that runs beside others
-#   WEIGHTS    a folder as data/tiny, in which finished parts appear
+#   WEIGHTS    a folder as data/tiny, in which finished parts appear. With a refiner in WEIGHTS/ltx2_refiner_first the one
+#              to be distilled goes on from it, and one stage against two and weights without audio are compared with it
 #   OUT        of record.py
 #   KEY=VALUE  overrides of the evaluations
-#   MINUTES    (environment) of a training call, set-up included: 9. Both sides of one stage against two get twice as
-#              much, less 0.3 minutes: refiner, distillation and stage 1; the single stage
+#   MINUTES    (environment) of a training call, set-up included: 9. Refiner, distillation and stage 1 get twice as much
+#              less 0.3 minutes, and so does the single stage; a refiner that goes on gets as much without stage 1
 #   EXTRA      (environment) overrides of the trainings; MOVED: of the move alone
 set -uo pipefail
-(($# >= 4)) || { sed -n '2,18s/^# \{0,1\}//p' "$0" >&2 && exit 2; }
+(($# >= 4)) || { sed -n '2,19s/^# \{0,1\}//p' "$0" >&2 && exit 2; }
 call=$1 runs=$(realpath -m "$2") weights=$(realpath -m "$3") out=$(realpath -m "$4")
 shift 4
 cd "$(dirname "$0")/../.." || exit 1
@@ -35,14 +36,18 @@ move() { # the same command goes on with it
 }
 
 mkdir -p "$runs" "$weights"
+refiner=ltx2_refiner second=0.3
+[[ ! -d $weights/ltx2_refiner_first ]] || refiner=ltx2_refiner_long second=0.6
 case $call in
   train-1)
-    side_by_side refiner "ltx2_refiner=$(share 1)+"
+    side_by_side refiner "$refiner=$(share 1)+"
+    side_by_side video "ltx2_refiner_video=$(share 1)+"
     side_by_side single "sana_ltx2_256=$(share 1)+"
     move &
     ;;
   train-2)
-    side_by_side refiner "ltx2_refiner=$(share 0.3)" "ltx2_distil=$(share 0.3)"
+    side_by_side refiner "$refiner=$(share "$second")" "ltx2_distil=$(share 0.33)"
+    side_by_side video "ltx2_refiner_video=$(share 0.3)"
     side_by_side single "sana_ltx2_256=$(share 0.97)"
     { move && bash experiments/two_stage_tiny/train.sh "$runs/stage1" "$weights" "sana_ltx2=$(share 0.37)"; } &
     ;;
