@@ -103,11 +103,12 @@ def loop(part: Part) -> list[str]:
                 number(row["counted_gib"]),
             ]
         )
+    kernels = part.get("kernels", "reference")
     text = (
         f"Cached latents and captions by {part['workers']} loader workers, AdamW and averages included; "
-        f"model.kernels={part.get('kernels', 'reference')}."
+        f"model.kernels={kernels}."
     )
-    return ["## The training loop", "", text, "", *table(head, rows)]
+    return [f"## The training loop, {kernels} kernels", "", text, "", *table(head, rows)]
 
 
 def precompute(part: Part) -> list[str]:
@@ -215,8 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     timed = [parts[name] for name in ("step", "step_recompute", "step_compiled") if name in parts]
     if timed:
         lines += steps(timed)
-    if "train_step" in parts:
-        lines += loop(parts["train_step"])
+    for name in ("train_step", "train_step_fused"):
+        lines += loop(parts[name]) if name in parts else []
     for name in ("precompute", "precompute_gemma2"):
         lines += precompute(parts[name]) if name in parts else []
     if "decode" in parts:

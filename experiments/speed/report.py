@@ -3,8 +3,8 @@
     python experiments/speed/report.py [OUT]
 
 OUT (this folder) holds ``peers``, ``ours`` and ``stage_two``, each with the results.json of its command; what
-is not there is named. ``kernels`` holds runs of kernels.py, under any names. Nothing in results.md is written
-by hand.
+is not there is named. ``ours_*`` are later runs of the command of ``ours``, ``kernels`` holds runs of
+kernels.py, under any names. Nothing in results.md is written by hand.
 """
 
 from __future__ import annotations
@@ -157,6 +157,23 @@ def _error_ratios(found: list[dict[str, Any]], num_inputs: int) -> str:
     )
 
 
+def benchmark(content: dict[str, Any]) -> list[str]:
+    """A run of cli.benchmark."""
+    parts = [tables.headline(content)]
+    for title, table in (
+        ("Training step", tables.steps_table(content, "train")),
+        ("Where its time goes, ms", tables.breakdown_table(content)),
+        ("Kernel by kernel, plain PyTorch", tables.longest_kernels(content, "reference")),
+        ("Kernel by kernel, fused", tables.longest_kernels(content, "fused", 20)),
+        ("Optimisers alone", tables.optimiser_table(content)),
+        ("Sharded over one device", tables.steps_table(content, "fsdp2", "one copy")),
+        ("Evaluation with guidance", tables.steps_table(content, "denoise")),
+        ("Cost against frames (ours/frames.png)", tables.frames_table(content)),
+    ):
+        parts += [f"### {title}", table] if table else []
+    return parts
+
+
 def report(out: Path) -> str:
     peers, ours, refiner = (read(out, name) for name in ("peers", "ours", "stage_two"))
     parts = ["# Speed"]
@@ -165,18 +182,9 @@ def report(out: Path) -> str:
         parts += [tables.steps_table(peers, group, "diffusers") for group in ("train", "denoise")]
         parts.append(tables.outputs_table(peers))
     if ours is not None:
-        parts += ["## Ours", tables.headline(ours)]
-        for title, table in (
-            ("Training step", tables.steps_table(ours, "train")),
-            ("Where its time goes, ms", tables.breakdown_table(ours)),
-            ("Kernel by kernel, plain PyTorch", tables.longest_kernels(ours, "reference")),
-            ("Kernel by kernel, fused", tables.longest_kernels(ours, "fused", 20)),
-            ("Optimisers alone", tables.optimiser_table(ours)),
-            ("Sharded over one device", tables.steps_table(ours, "fsdp2", "one copy")),
-            ("Evaluation with guidance", tables.steps_table(ours, "denoise")),
-            ("Cost against frames (ours/frames.png)", tables.frames_table(ours)),
-        ):
-            parts += [f"### {title}", table] if table else []
+        parts += ["## Ours", *benchmark(ours)]
+    for file in sorted(out.glob(f"ours_*/{RESULTS_FILE}")):
+        parts += [f"## {file.parent.name}", *benchmark(json.loads(file.read_text()))]
     if refiner is not None:
         facts = refiner["facts"]
         where = f"{facts['device']}, torch {facts['torch']}, commit {facts['commit']}."

@@ -23,7 +23,8 @@ from sana_train.utils.files import publish_file, write_json
 
 COARSE = ("shape", "motion", "relation", "count", "colour", "background")
 MAIN, BEFORE, PAPER = "main", "before", "first_sigma_0.909"
-SMALL, SINGLE, PROBE = "small", "single", "single_probe"  # one stage against two
+SMALL, SINGLE = "small", "single"  # one stage against two
+TIMED = ("small_timed", "single_timed", "single_probe")  # alone on their machine, for seconds
 FIRST = "first"  # the refiner before it was trained on
 COLUMNS = (
     "stage1", "stage2", "noise", "foreign", "ceiling", "clip_stage1", "clip_stage2", "source", "transcoded",
@@ -131,14 +132,15 @@ def variants_of(clips: Mapping[str, Clips]) -> list[dict[str, Any]]:
 
     Weights without an audio branch are compared with the refiner that was trained as long, if it is there.
     """
-    others = {name: c for name, c in clips.items() if name not in (MAIN, BEFORE, SMALL, SINGLE, PROBE)}
+    others = {name: c for name, c in clips.items() if name not in (MAIN, BEFORE, SMALL, SINGLE, *TIMED)}
     num = max((len(array) for each in others.values() for array in each.values()), default=None)
     default = {key: array[:num] for key, array in clips[MAIN].items() if key.startswith("clip_stage2/")}
     rows = []
     for name, values in {"audio_zero_noised, evaluations_3": default, **others}.items():
         beside = clips.get(FIRST, default) if name == "audio_none" else default
         label = f"{name} (from {FIRST})" if beside is not default else name
-        row: dict[str, Any] = {"variant": label}
+        some = next(array for key, array in values.items() if key.startswith("clip_stage2/"))
+        row: dict[str, Any] = {"variant": label, "num_clips": len(some)}
         for metric in _METRICS:
             key = f"clip_stage2/{metric}"
             if key in values and (mean := alone(values[key])) is not None:
@@ -163,7 +165,7 @@ def thesis_of(clips: Mapping[str, Clips], facts: Mapping[str, Any]) -> list[dict
         row: dict[str, Any] = {
             "model": label,
             "training_s": sum(trained[part] for part in parts) if known else None,
-            "latency_s": sum(facts["evaluations"][name]["seconds_per_clip"].values()),
+            "latency_s": sum(facts["evaluations"][f"{name}_timed"]["seconds_per_clip"].values()),
         }
         for metric in ("semantic", "colour", "texture", "spectrum_gap"):
             mean = alone(clips[name][f"{column}/{metric}"])
@@ -202,13 +204,14 @@ def tables(
     parts += ["## Columns", markdown_table(rows)]
     guess = ", ".join(f"{name} {value:.3f}" for name, value in chance.items())
     parts += [f"`noise` is the refiner from unit noise, `foreign` another clip's latents. Chance: {guess}."]
-    rows = [["variant, on the held-out clip itself", "textured dB", "difference [95 %]", "gap", "texture"]]
+    rows = [["variant, on the clip itself", "clips", "textured dB", "difference [95 %]", "gap", "texture"]]
     for row in variants:
         difference = row.get("textured_psnr_db, difference")
         cells = [row.get(name) for name in ("textured_psnr_db", "spectrum_gap", "texture")]
         first, gap, texture = (f"{cell:.3f}" if cell is not None else "-" for cell in cells)
-        rows.append([row["variant"], first, text(difference, sign=True), gap, texture])
+        rows.append([row["variant"], str(row["num_clips"]), first, text(difference, sign=True), gap, texture])
     parts += ["## Audio, evaluations, first sigmas", markdown_table(rows)]
+    parts += ["Differences are of the same clips, so of as many as the row says."]
     parts += ["Of audio plumbing only: no variant hands the video stream latents of the clip's own sound."]
     if thesis:
         rows = [["", *(str(row["model"]) for row in thesis)]]

@@ -51,7 +51,7 @@ FIRST = "ltx2_refiner_first"
 PARTS = (
     "ltx2_refiner", "ltx2_refiner_teacher", FIRST, "ltx2_refiner_video", "sana_ltx2_stage1", "sana_ltx2_256",
 )  # fmt: skip
-_PROBE_STEPS = 30
+_PROBE_STEPS, _NUM_TIMED = 30, 64
 
 
 class EvaluationError(Exception):
@@ -97,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("words", nargs="*", metavar="KEY=VALUE", help="overrides of every evaluation")
     top.add_argument(
         "--jobs", type=positive, default=1, metavar="N",
-        help="evaluations side by side (1), whose seconds say less then; one stage against two runs alone",
+        help="evaluations side by side (1); seconds say less then, but for one stage against two",
     )  # fmt: skip
     top.add_argument("--num-clips", type=positive, default=512, help="held-out clips (512)")
     top.add_argument("--num-variant-clips", type=positive, default=512, help="of variants (512)")
@@ -107,12 +107,14 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     given = parser().parse_intermixed_args(arguments)
     out, weights = given.out, given.weights
-    shared = [f"paths.weights={weights}", "two_stage.batch_size=32", *given.words]
+    num_made = max(given.num_clips, given.num_variant_clips, 512)
+    shared = [f"paths.weights={weights}", "two_stage.batch_size=32", f"two_stage.data.num_clips={num_made}"]
+    shared += given.words
     try:
         wanted = plans(given.moved, weights, given.num_clips, given.num_variant_clips)
         run_all(wanted, out, shared, given.jobs)
         if has(weights, "sana_ltx2_stage1") and has(weights, "sana_ltx2_256"):
-            one_stage_against_two(out, weights, given.num_clips, shared)
+            one_stage_against_two(out, weights, given.num_clips, shared, given.jobs)
     except EvaluationError as error:
         sys.exit(str(error))
     finally:
@@ -173,23 +175,33 @@ def plans(moved: Path, weights: Path, num_clips: int, num_variant_clips: int) ->
     return found
 
 
-def one_stage_against_two(out: Path, weights: Path, num_clips: int, shared: Sequence[str]) -> None:
-    """Both stages, then one with as many steps as take no longer than both, measured on this machine."""
-    shown, single = "two_stage.num_shown=0", weights / "sana_ltx2_256"
-    stage_two = (f"refiner.weights={weights / FIRST}",) if has(weights, FIRST) else ()
-    stage_one = weights / "sana_ltx2_stage1"
-    Plan("small", stage_one, "stage1,stage2", num_clips, (shown, *stage_two)).run(out, shared)
+def one_stage_against_two(out: Path, weights: Path, num_clips: int, shared: Sequence[str], jobs: int) -> None:
+    """Both stages, then one with as many steps as take no longer than both.
+
+    Seconds are of a few clips with nothing else running, quality is of all.
+    """
+    two, one = weights / "sana_ltx2_stage1", weights / "sana_ltx2_256"
+    refiner = (f"refiner.weights={weights / FIRST}",) if has(weights, FIRST) else ()
+    num_timed = min(num_clips, _NUM_TIMED)
+
+    def single(name: str, num: int, steps: int) -> Plan:
+        overrides = ("two_stage.num_shown=0", f"convergence.generator.schedule.num_steps={steps}")
+        return Plan(name, one, "single", num, overrides)
+
+    def small(name: str, num: int) -> Plan:
+        return Plan(name, two, "stage1,stage2", num, ("two_stage.num_shown=0", *refiner))
+
     file = out / "single_steps.json"
     if not file.is_file():
-        steps_of_probe = f"convergence.generator.schedule.num_steps={_PROBE_STEPS}"
-        Plan("single_probe", single, "single", min(num_clips, 128), (shown, steps_of_probe)).run(out, shared)
+        small("small_timed", num_timed).run(out, shared)
+        single("single_probe", num_timed, _PROBE_STEPS).run(out, shared)
         seconds = metrics_of(out, "single_probe")["seconds_per_clip"]["single"]
-        both = sum(metrics_of(out, "small")["seconds_per_clip"].values())
+        both = sum(metrics_of(out, "small_timed")["seconds_per_clip"].values())
         steps = max(2, math.floor(_PROBE_STEPS * both / seconds))
         write_json(file, {"num_steps": steps, "both_stages_s": both, "probe_s": seconds})
     steps = json.loads(file.read_text())["num_steps"]
-    overrides = (shown, f"convergence.generator.schedule.num_steps={steps}")
-    Plan("single", single, "single", num_clips, overrides).run(out, shared)
+    single("single_timed", num_timed, steps).run(out, shared)
+    run_all([small("small", num_clips), single("single", num_clips, steps)], out, shared, jobs)
 
 
 def metrics_of(out: Path, name: str) -> dict[str, Any]:

@@ -28,7 +28,8 @@ class Rate:
 
     Attributes:
         flops_per_s: matrix FLOPs, recomputed ones included, over the time of forward and backward.
-        activation_bytes: of a token beyond weights and moments, the most measured; None: not measured.
+        activation_bytes: of a token beyond weights and moments, the most measured, in the network of the
+            records; None: not measured.
         source: folders of its records, what was timed, and what was taken from elsewhere for want of one.
         is_of_loop: whether the training loop was timed; it takes longer than what runs alone.
     """
@@ -48,6 +49,8 @@ class Rates:
         node_bytes_per_s, network_bytes_per_s: of a GPU to others of its node, and of other nodes.
         loop_over_pass: least and most that the training loop took of a single pass's time.
         sharded_over_whole: what a step sharded over one device took of one copy's time.
+        depth, width: blocks of the records' network and what they pass on, to which activations are taken to
+            be proportional.
     """
 
     chip: str
@@ -56,6 +59,8 @@ class Rates:
     network_bytes_per_s: float
     loop_over_pass: tuple[float, float]
     sharded_over_whole: float
+    depth: int
+    width: int
     rows: tuple[dict[str, Any], ...]
 
     def of(self, kernels: str, recompute: Recompute) -> Rate:
@@ -103,5 +108,6 @@ def read_rates(chip: str, path: Path = RATES_FILE) -> Rates:
         network_bytes_per_s=content["exchange_bytes_per_s"]["network"]["value"],
         loop_over_pass=(least, most),
         sharded_over_whole=content["sharded_over_whole"]["value"],
+        **content["measured_at"],
         rows=tuple(content["rates"]),
     )

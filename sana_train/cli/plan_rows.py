@@ -165,7 +165,7 @@ class Planner:
         return Prediction(memory, max(computing_s, exchange_s), exchange_s, rate)
 
     def _memory(self, case: Case, rate: Rate | None) -> StepMemory:
-        # A compiler takes no tensors without numbers. What it keeps is less than plain PyTorch does.
+        # A compiler takes no tensors without numbers. Where it was not measured, plain PyTorch keeps more.
         counted = {"kernels": "reference"} if self.node.get("kernels") == "compiled" else {}
         whole = step_memory(
             lambda: instantiate({**self.node, **counted}),
@@ -176,10 +176,15 @@ class Planner:
             optimiser=self.config.training.optimiser,
             use_autocast=self._uses_autocast,
         )
-        is_counted = self.node.get("kernels") != "fused" or HAS_TRITON
+        kernels = self.node.get("kernels", "reference")
+        is_counted = kernels == "reference" or (kernels == "fused" and HAS_TRITON)
         if not is_counted and rate is not None and rate.activation_bytes is not None:
             kept = whole.peak - whole.activations
-            activations = rate.activation_bytes * self.num_tokens * case.micro_batch
+            if self.num_clips <= case.micro_batch:  # measured so: gradients come as activations go
+                kept -= whole.gradients
+            size = len(self.model.blocks) * self.model.final_layer.linear.in_features
+            size /= self.rates.depth * self.rates.width
+            activations = rate.activation_bytes * size * self.num_tokens * case.micro_batch
             whole = replace(whole, peak=int(kept + activations))
         if self.machine.num_gpus == 1:
             return whole

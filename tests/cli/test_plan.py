@@ -67,33 +67,40 @@ def planner(overrides: Sequence[str], machine: Machine, size: VideoShape | None 
     return Planner(load(compose_config(list(overrides))), machine, size)
 
 
-LOOPS = {"H100": "train_step_h100", "H200": "train_step"}
+# Chip, kernels -> part of the record, policies that its loop was timed with.
+LOOPS = {
+    ("H100", "reference"): ("train_step_h100", "selective, full"),
+    ("H200", "reference"): ("train_step", "selective, full"),
+    ("H200", "fused"): ("train_step_fused", "none"),
+}
 
 
-@pytest.mark.parametrize("chip", LOOPS)
+@pytest.mark.parametrize(("chip", "kernels"), LOOPS)
 def test_seconds_are_the_training_loops_within_10_percent(
-    chip: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    chip: str, kernels: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A step of four clips as the record's loop took it, by the table for its chip."""
     kept = StepMemory(*[4 * 2_057_148_928 * n for n in (1, 1, 2, 1)], peak=0)
     monkeypatch.setattr(Planner, "_memory", lambda *_: kept)  # whose counting takes seconds
-    words = ["scale=2b", "model.kernels=reference", "training.global_batch=4"]
+    words = ["scale=2b", f"model.kernels={kernels}", "training.global_batch=4"]
     run(*words, "--size", "704x1280x81", "--chip", chip)
     said = capsys.readouterr().out
     cells = [line.split("|") for line in said.splitlines() if "| 1 " in line]
     predicted_s = {cell[1].strip(): float(cell[7]) for cell in cells}
-    measured = json.loads((REAL_SIZE / f"{LOOPS[chip]}.json").read_text())["rows"]
-    assert {row["recompute"] for row in measured} == {"selective", "full"}
+    part, policies = LOOPS[(chip, kernels)]
+    measured = json.loads((REAL_SIZE / f"{part}.json").read_text())["rows"]
+    assert {row["recompute"] for row in measured} == set(policies.split(", "))
     for row in measured:
         assert predicted_s[row["recompute"]] == pytest.approx(4 * row["clip_ms"] / 1e3, rel=0.1)
-    assert f"seconds of selective, full: experiments/real_size ({chip}, training loop)" in said
+    assert f"seconds of {policies}: experiments/real_size ({chip}, training loop)" in said
 
 
 @pytest.mark.slow
-def test_memory_is_the_training_loops_within_10_percent() -> None:
-    words = ["scale=2b", "model.kernels=reference", "training.global_batch=4"]
+@pytest.mark.parametrize(("kernels", "part"), [("reference", "train_step"), ("fused", "train_step_fused")])
+def test_memory_is_the_training_loops_within_10_percent(kernels: str, part: str) -> None:
+    words = ["scale=2b", f"model.kernels={kernels}", "training.global_batch=4"]
     two_b = planner(words, Machine("H200", 139), VideoShape(81, 704, 1280))
-    for row in json.loads((REAL_SIZE / "train_step.json").read_text())["rows"]:
+    for row in json.loads((REAL_SIZE / f"{part}.json").read_text())["rows"]:
         counted = two_b.predict(Case(row["recompute"], 1)).memory.peak / 2**30
         assert counted == pytest.approx(row["speed/peak_memory_gib"], rel=0.1)
 
@@ -115,11 +122,11 @@ def test_seconds_of_what_no_loop_was_timed_with_say_so(capsys: pytest.CaptureFix
 
 @pytest.mark.slow
 def test_memory_is_a_benchmarks_within_10_percent() -> None:
-    """Every row of ours: two ways, three policies, one clip and four; averages are not in its steps."""
+    """Three ways, three policies, one clip and four; averages are not in these steps."""
     pytest.importorskip("triton")
-    rows = json.loads((SPEED / "ours/results.json").read_text())["rows"]
-    rows = [row for row in rows if row["group"] == "train" and not row["error"]]
-    assert len(rows) == 11
+    runs = [json.loads((SPEED / f"{name}/results.json").read_text()) for name in ("ours", "ours_compiled")]
+    rows = [row for run in runs for row in run["rows"] if row["group"] == "train" and not row["error"]]
+    assert len(rows) == 12
     for row in rows:
         words = [f"model.kernels={row['way']}", f"training.global_batch={row['batch']}"]
         two_b = planner(["scale=2b", *words], Machine("H200", 139), VideoShape(81, 704, 1280))
@@ -152,15 +159,19 @@ def test_what_is_sharded_takes_longer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_compiled_blocks_are_planned_too(capsys: pytest.CaptureFixture[str]) -> None:
-    """By what plain PyTorch keeps: a compiler does not take the tensors without numbers that are counted."""
+    """As measured, else by what plain PyTorch keeps: a compiler takes no tensors without numbers."""
     run("scale=tiny", "model.depth=1")
     plain = capsys.readouterr().out
     assert run("scale=tiny", "model.depth=1", "model.kernels=compiled") == 0
     compiled = capsys.readouterr().out
-    assert [line for line in compiled.splitlines() if "|" in line] == [
-        line for line in plain.splitlines() if "|" in line
+    memory = [
+        [line.split("|")[3:6] for line in said.splitlines() if line.startswith(("| sel", "| full"))]
+        for said in (plain, compiled)
     ]
-    assert "compiled not measured: that of reference" in " ".join(compiled.split())
+    assert memory[0] == memory[1] and len(memory[0]) >= 2
+    said = " ".join(compiled.split())
+    assert "seconds of none: experiments/speed/ours_compiled (H200, steps of a benchmark)" in said
+    assert "steps of a benchmark, full not measured" in said
     assert max(map(len, compiled.splitlines())) <= 100
 
 
@@ -190,8 +201,6 @@ def test_sharing_divides_what_stays_and_hsdp_shares_within_a_node() -> None:
 
 
 def test_a_way_that_was_not_measured_says_whose_rate_it_has(tmp_path: Path) -> None:
-    rates = read_rates("H200")
-    assert "compiled not measured: that of reference" in rates.of("compiled", "full").source
     content: dict[str, Any] = json.loads(RATES_FILE.read_text())
     content["rates"] = [row for row in content["rates"] if row["kernels"] == "reference"]
     fused = {
@@ -206,6 +215,7 @@ def test_a_way_that_was_not_measured_says_whose_rate_it_has(tmp_path: Path) -> N
     )
     (tmp_path / "rates.json").write_text(json.dumps(content))
     rates = read_rates("H200", tmp_path / "rates.json")
+    assert "compiled not measured: that of reference" in rates.of("compiled", "full").source
     assert rates.of("fused", "none").flops_per_s == 5e14
     assert rates.of("fused", "none").activation_bytes == 1e6
     assert rates.of("fused", "none").source == "experiments/speed/a (H200, training loop)"

@@ -161,5 +161,7 @@ def test_a_rate_is_the_loops_where_there_is_one() -> None:
     )
     assert module.best([single, loop, step]) == [loop]
     assert module.best([single, step]) == [step]
-    assert module.rate_of(way, [loop])["covers"] == "loop"
+    told = step._replace(activation_bytes=7.0)
+    row = module.rate_of(way, [single, told, loop])
+    assert (row["covers"], row["flops_per_s"], row["activation_bytes"]) == ("loop", pytest.approx(2.0), 7.0)
     assert module.loop_over_pass({way: [single, step, loop]}) == [1.5, 1.5]

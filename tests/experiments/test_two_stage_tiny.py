@@ -72,8 +72,8 @@ def test_one_stage_against_two_is_paired_by_clip(copied: Path) -> None:
         save_arrays(copied / "clips" / f"{name}.npz", arrays)
     facts = json.loads((copied / "facts.json").read_text())
     facts["evaluations"] |= {
-        "small": {"seconds_per_clip": {"text": 0.25, "stage1": 1.0, "stage2": 0.5}},
-        "single": {"seconds_per_clip": {"single": 1.5}},
+        "small_timed": {"seconds_per_clip": {"text": 0.25, "stage1": 1.0, "stage2": 0.5}},
+        "single_timed": {"seconds_per_clip": {"single": 1.5}},
     }
     facts["training_s"] = {"sana_ltx2_stage1": 10, "ltx2_refiner_teacher": 20, "ltx2_refiner": 5}
     (copied / "facts.json").write_text(json.dumps(facts))
@@ -95,7 +95,7 @@ def test_a_failed_evaluation_is_said_and_keeps_the_others(
     out = tmp_path / "out"
     with pytest.raises(SystemExit, match=r"(?s)before: evaluate.py ended with 1.*no such checkpoint"):
         record.main([str(out), str(tmp_path / "weights"), str(tmp_path / "moved")])
-    assert load_arrays(out / "clips" / "main.npz")["clip_stage2/texture"].tolist() == [7.0]
+    assert load_arrays(out / "clips" / "main.npz")["clip_stage2/texture"].tolist() == [8.0]
     facts = json.loads((out / "facts.json").read_text())
     assert facts["evaluations"]["main"]["seconds_per_clip"] == {"stage2": 0.5}
     assert not (out / "evaluations_5").exists()  # the last one
