@@ -98,15 +98,17 @@ def test_a_preset_of_stage_two_is_what_made_its_part(part: str) -> None:
 
 def test_the_presets_of_the_refiner_are_what_made_it() -> None:
     """Before its distillation, and the walk that the shipped weights were made for."""
-    made = json.loads((ROOT / "experiments" / "two_stage_tiny" / "made_by" / "ltx2_refiner.json").read_text())
-    config = OmegaConf.to_container(compose_config(["experiment=tiny/stage2/ltx2_refiner"]), resolve=False)
-    assert isinstance(config, dict)
-    for name, value in config["training"].items():
-        assert made["config"][f"training.{name}"] == value
-    sampler = config["task"]["time_sampler"]
-    assert {name: made["config"][f"task.time_sampler.{name}"] for name in sampler} == sampler
-    for of in (made, record("ltx2_refiner")):
-        assert of["config"]["refiner.sigmas.3"] == config["refiner"]["sigmas"][3]
+    for preset in ("ltx2_refiner", "ltx2_refiner_long"):
+        made_by = ROOT / "experiments" / "two_stage_tiny" / "made_by"
+        made = json.loads((made_by / f"{preset}.json").read_text())
+        config = OmegaConf.to_container(compose_config([f"experiment=tiny/stage2/{preset}"]), resolve=False)
+        assert isinstance(config, dict)
+        for name, value in config["training"].items():
+            assert made["config"][f"training.{name}"] == value
+        sampler = config["task"]["time_sampler"]
+        assert {name: made["config"][f"task.time_sampler.{name}"] for name in sampler} == sampler
+        for of in (made, record("ltx2_refiner")):
+            assert of["config"]["refiner.sigmas.3"] == config["refiner"]["sigmas"][3]
 
 
 @pytest.mark.parametrize("part", MAX_PARAMETERS)

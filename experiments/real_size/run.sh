@@ -64,8 +64,9 @@ first_lane() {
   dit load 90
   dit step 120
   dit step_recompute 90
-  part train_step 240 "$here/train_step.py" "$out/parts" "$scratch" --size "$size"
+  part train_step 240 "$here/train_step.py" "$out/parts" "$scratch" --size "$size" --kernels reference
   [[ $size == 2b ]] || return
+  part train_step_fused 180 "$here/train_step.py" "$out/parts" "$scratch" --kernels fused --recompute none
   ways dcae_v 180 1 dcae_v channels_first channels_last
   ways dcae_v_24gb 120 1 dcae_v channels_last --memory-gib 21.8 # 24 GB, less a CUDA context of half a GiB
   dit step_compiled 180

@@ -4,8 +4,8 @@
 
 The DiT of ``scale=2b`` with random weights, AdamW, averages and clipping as in training; latents and captions
 are random numbers in shards of the format that precompute writes, read by loader workers. Writes
-OUT/train_step.json: per policy the ``speed/*`` that a run logs, and the peak that ``cli.plan`` counts.
-``--size tiny`` runs the same code in seconds, on a CPU too.
+OUT/train_step_<kernels>.json (train_step.json of plain ones): per policy the ``speed/*`` that a run logs, and
+the peak that ``cli.plan`` counts. ``--size tiny`` runs the same code in seconds, on a CPU too.
 """
 
 from __future__ import annotations
@@ -139,18 +139,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     record = {"size": given.size, "grid": GRIDS[given.size], "workers": WORKERS, "rows": rows}
     assert config.model is not None
-    record |= {"environment": environment(device), "kernels": config.model["kernels"], "clips": GLOBAL_BATCH}
+    kernels = config.model["kernels"]
+    record |= {"environment": environment(device), "kernels": kernels, "clips": GLOBAL_BATCH}
     given.out.mkdir(parents=True, exist_ok=True)
+    file = given.out / ("train_step.json" if kernels == "reference" else f"train_step_{kernels}.json")
     for policy in given.recompute:
         run_dir = given.scratch / "runs" / policy
         shutil.rmtree(run_dir, ignore_errors=True)
         gc.collect()  # a trainer refers to itself, so the run before is still in memory
         torch.cuda.empty_cache()
         rows.append({**train(config, clips, policy, run_dir), "counted_gib": None})
-        write_json(given.out / "train_step.json", record)
+        write_json(file, record)
     for row in rows:  # last: what was measured is kept if no time is left for it
         row["counted_gib"] = counted_gib(config, shape, row["recompute"])
-    write_json(given.out / "train_step.json", record)
+    write_json(file, record)
 
 
 if __name__ == "__main__":

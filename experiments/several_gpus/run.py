@@ -2,12 +2,14 @@
 
     python experiments/several_gpus/run.py OUT WORK --gpus 2 [--size tiny] PART...
 
-Parts, in this order: ``inputs`` writes a source DiT and latent shards of random numbers into WORK; ``fsdp2``
-and ``ddp`` train so many steps on all GPUs, and ``fsdp2`` saves once in the background, just after the half;
-``resume`` takes what ``fsdp2`` left, which was killed, as many steps on, on one GPU: the one-GPU figure, and
-its next losses beside those of the run that was not interrupted there. Each leaves OUT/<part>.json and its
-OUT/logs/<part>.jsonl, so the same call does what is missing. Runs are ended by SIGKILL as soon as they have
-logged their last step: nothing is evaluated or exported. ``--size tiny`` runs the same code on CPUs too.
+Parts, all of them and in this order if none is named: ``inputs`` writes a source DiT and latent shards of
+random numbers into WORK; ``one`` trains so many steps on one GPU, the figure that others are held against;
+``fsdp2`` and ``ddp`` do so on all GPUs, and ``fsdp2`` saves once in the background, just after the half;
+``resume`` takes what ``fsdp2`` left, which was killed, as many steps on, on one GPU: its next losses beside
+those of the run that was not interrupted there; ``evaluation`` judges a tiny DiT through both stages, on one
+GPU and on all. Each leaves OUT/<part>.json and its OUT/logs/<part>.*, so the same call does what is missing,
+and every call writes OUT/table.md of what is there. Runs are ended by SIGKILL as soon as they have logged
+their last step: nothing of theirs is evaluated or exported. ``--size tiny`` runs the same code on CPUs too.
 """
 
 from __future__ import annotations
@@ -31,17 +33,20 @@ from sana_train.cli import benchmark_loader
 from sana_train.cli.load import REPOSITORY, compose_config, load
 from sana_train.cli.parts import Parts
 from sana_train.data.latents import SPEC_NAME, clip_fields, space_fields, text_fields
+from sana_train.evaluation.record_tables import markdown_table
 from sana_train.training import checkpoint as ckpt
 from sana_train.training.jsonl import read_jsonl
 from sana_train.types import SPACE_NAME, LatentSpec
 from sana_train.utils.environment import environment
-from sana_train.utils.files import write_json
+from sana_train.utils.files import publish_file, write_json
 
 GRIDS = {"2b": (11, 22, 40), "tiny": (3, 4, 4)}  # latents of 81 x 704 x 1280, and of 17 x 128 x 128
 CHANNELS, CONTEXT_DIM, MAX_TOKENS = 128, 2304, 300
 NUM_CLIPS = {"train": 768, "heldout": 8}  # more than is kept in memory: read as training goes
 GLOBAL_BATCH = 4
 LIMIT_S = 300  # of one run
+PARTS = ("inputs", "one", "fsdp2", "ddp", "resume", "evaluation")
+NUM_JUDGED = {"2b": 512, "tiny": 8}
 SPEEDS = ("samples_per_s", "tokens_per_s", "mfu", "data_wait_share", "peak_memory_gib", "save_stall_s")
 
 
@@ -96,6 +101,10 @@ class Study:
             write_json(folder / SPEC_NAME, record | clip_fields(parts.clips(split)))  # type: ignore[arg-type]
         return {"clips": NUM_CLIPS, "source_gib": self.checkpoint.stat().st_size / 2**30}
 
+    def one(self) -> dict[str, Any]:
+        shutil.rmtree(self.work / "runs" / "alone", ignore_errors=True)
+        return self.train("auto", "alone", 1, self.num_steps, name="one", is_saved=False)
+
     def fsdp2(self) -> dict[str, Any]:
         shutil.rmtree(self.work / "runs" / "sharded", ignore_errors=True)
         return self.train("fsdp2", "sharded", self.num_gpus, self.num_steps)
@@ -109,7 +118,7 @@ class Study:
         for later in ckpt.list_checkpoints(self.work / "runs" / "sharded"):
             if ckpt.step_of(later) > began:
                 shutil.rmtree(later)
-        record = self.train("auto", "sharded", 1, began + self.num_steps, began=began)
+        record = self.train("auto", "sharded", 1, began + self.num_steps, name="resume", began=began)
         mine, theirs = (
             {line["step"]: line["train/loss"] for line in read_jsonl(self.out / "logs" / f"{name}.jsonl")
              if "train/loss" in line}
@@ -122,11 +131,66 @@ class Study:
         )
         return record
 
+    def evaluation(self) -> dict[str, Any]:
+        """Seconds of evaluate.py by one process and by one a GPU, start-up included, and their means."""
+        run, num_clips = self.work / "runs" / "moved", NUM_JUDGED[self.size]
+        device = [] if torch.cuda.is_available() else ["trainer.accelerator=cpu"]
+        if not (run / "export" / "record.json").is_file():
+            words = [
+                "experiment=record/adapt", "run_id=moved", "training.max_steps=1", "convergence.steps=[0]",
+                "convergence.num_samples=0", "convergence.num_loss_clips=8", "convergence.batch_size=8",
+                "training.global_batch=8", "training.micro_batch=8", "data.train.num_clips=16",
+                "latents.batch_size=8", "task.compile_mode=none", "logger=csv", *device,
+                f"paths.runs={self.work / 'runs'}", f"paths.data={self.work / 'data'}",
+            ]  # fmt: skip
+            shutil.rmtree(run, ignore_errors=True)
+            self.call("moved", [sys.executable, "train.py", *words])
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.num_gpus)]
+        seconds, means = {}, {}
+        for ranks, launcher in ((1, []), (self.num_gpus, torchrun)):
+            out = self.work / f"evaluation_{ranks}"
+            shutil.rmtree(out, ignore_errors=True)
+            words = [f"checkpoint={run / 'export'}", f"out={out}", f"two_stage.num_clips={num_clips}"]
+            shown = ["two_stage.num_shown=0", "two_stage.batch_size=8", *device]
+            command = [sys.executable, *launcher, "evaluate.py", "experiment=two_stage", *words, *shown]
+            seconds[ranks] = self.call(f"evaluation_{ranks}", command)
+            columns = json.loads((out / "metrics.json").read_text())["columns"]
+            means[ranks] = {
+                f"{column}/{name}": mean["mean"]
+                for column, of in columns.items()
+                for name, mean in of.items()
+            }
+        first, last = means[1], means[self.num_gpus]
+        assert first.keys() == last.keys()
+        return {
+            "ranks": self.num_gpus,
+            "clips": num_clips,
+            "seconds": seconds,
+            "largest_difference": max(abs(first[name] - last[name]) for name in first),
+        }
+
+    def call(self, name: str, command: list[str]) -> float:
+        """Seconds of a process that ends by itself; what it said is in OUT/logs."""
+        log, started = self.out / "logs" / f"{name}.log", time.monotonic()
+        with log.open("w") as text:
+            code = subprocess.run(command, cwd=REPOSITORY, stdout=text, stderr=text, check=False).returncode
+        if code != 0:
+            raise RuntimeError(f"{name} ended with {code}; see {log}")
+        return time.monotonic() - started
+
     def train(
-        self, trainer: str, run_id: str, ranks: int, last: int, *, began: int = 0, is_saved: bool = True
+        self,
+        trainer: str,
+        run_id: str,
+        ranks: int,
+        last: int,
+        *,
+        name: str | None = None,
+        began: int = 0,
+        is_saved: bool = True,
     ) -> dict[str, Any]:
         """Run until step ``last`` is logged, then SIGKILL every process of it."""
-        name = "resume" if began else trainer
+        name = name or trainer
         run_dir, log = self.work / "runs" / run_id, self.out / "logs" / f"{name}.log"
         every = self.saved_at if is_saved and not began else 100000
         device = [] if torch.cuda.is_available() else ["trainer.accelerator=cpu"]
@@ -195,18 +259,58 @@ def speeds(lines: list[dict[str, Any]], ranks: int) -> dict[str, Any]:
     return found
 
 
+def table(out: Path) -> str:
+    """What is there: speed by trainer, scaling over one GPU, the save, the resumed losses, the evaluation."""
+    found = {part: json.loads((out / f"{part}.json").read_text())
+             for part in PARTS if (out / f"{part}.json").is_file()}  # fmt: skip
+    rows = [
+        ["run", "GPUs", "s a step", "tokens/s/GPU", "of one GPU", "MFU", "peak GiB", "waiting", "stall s"]
+    ]
+    for part in ("one", "fsdp2", "ddp", "resume"):
+        if part not in found:
+            continue
+        run = found[part]
+        alone = found.get("one", {}).get("tokens_per_s_per_rank")
+        median = {name: run[name]["median"] if name in run else None for name in SPEEDS}
+        rows.append([
+            part, str(run["ranks"]), f"{run['step_s']:.3f}", f"{run['tokens_per_s_per_rank']:,.0f}",
+            "-" if alone is None else f"{run['tokens_per_s_per_rank'] / alone:.1%}",
+            "-" if median["mfu"] is None else f"{median['mfu']:.1%}",
+            "-" if median["peak_memory_gib"] is None else f"{median['peak_memory_gib']:.1f}",
+            f"{median['data_wait_share']:.2%}",
+            ", ".join(f"{stall:.2f}" for stall in run.get("save_stalls_s", [])) or "-",
+        ])  # fmt: skip
+    parts = ["# Several GPUs of one host", markdown_table(rows)] if len(rows) > 1 else []
+    if "resume" in found:
+        run = found["resume"]
+        parts.append(
+            f"Losses of {len(run['losses'])} steps after the kill, on one GPU, are within "
+            f"{run['largest_relative_difference']:.1e} of those of the run that went on."
+        )
+    if "evaluation" in found:
+        run = found["evaluation"]
+        seconds = ", ".join(f"{value:.0f} s on {ranks}" for ranks, value in run["seconds"].items())
+        parts.append(
+            f"Both stages on {run['clips']} clips: {seconds}, start-up included; means differ by at most "
+            f"{run['largest_difference']:.1e}."
+        )
+    return "\n\n".join(parts) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("parts", nargs="+", choices=("inputs", "fsdp2", "ddp", "resume"))
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (all)")
     parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--size", choices=tuple(GRIDS), default="2b")
     parser.add_argument("--overrides", nargs="*", default=[], help="of every run, e.g. model.kernels=fused")
     given = parser.parse_args()
+    if unknown := [part for part in given.parts if part not in PARTS]:
+        parser.error(f"no such part: {', '.join(unknown)}; known: {', '.join(PARTS)}")
     # Whoever ends this process ends its runs: in sessions of their own, they would go on beside the next.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     out, work = given.out.resolve(), given.work.resolve()
@@ -214,12 +318,14 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     study = Study(given.size, out, work, given.gpus, given.steps, given.overrides)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for part in given.parts:
+    for part in given.parts or PARTS:
         if not (out / f"{part}.json").exists():
             record = getattr(study, part)()
             write_json(
                 out / f"{part}.json", {**record, "size": given.size, "environment": environment(device)}
             )
+            with publish_file(out / "table.md") as scratch:
+                scratch.write_text(table(out))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Twenty steps of one process, of two DDP ranks and of two FSDP2 ranks: how far their numbers are apart.
+"""Twenty steps of one process, of two DDP ranks (or --ranks) and of FSDP2's: how far their numbers are apart.
 
     python experiments/sharding/equality.py --work /tmp/equality --out experiments/sharding/equality.json
 
@@ -47,9 +47,10 @@ def train(
     num_steps: int,
     more: list[str],
     accelerator: str = "cpu",
+    ranks: int = 2,
 ) -> Path:
     """Four clips a step in micro-batches of one: clipped, averaged, accumulated over 4 or 2."""
-    num_ranks = 2 if any(word.startswith("trainer=") for word in trainer) else 1
+    num_ranks = ranks if any(word.startswith("trainer=") for word in trainer) else 1
     devices = [f"trainer.devices={num_ranks}", f"trainer.accelerator={accelerator}"]
     sharded = ["trainer.shard_ranks=1"] if trainer == ["trainer=hsdp"] else []
     paths = [f"paths.runs={work / 'runs'}", f"paths.data={work / 'data'}"]
@@ -87,19 +88,30 @@ def main() -> None:
     top.add_argument("--out", type=Path, required=True)
     top.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     top.add_argument("--steps", type=int, default=20)
+    top.add_argument("--ranks", type=int, default=2, help="of the trainers of several (2)")
     top.add_argument("--accelerator", choices=("cpu", "gpu"), default="cpu")
     top.add_argument("more", nargs="*", help="overrides of train.py")
     given = top.parse_args()
     load = os.getloadavg()[0]
     found: dict[str, Any] = {}
+    losses: dict[str, list[list[float]]] = {}
     for seed in given.seeds:
         runs = {
             name: train(
-                f"{name}-{seed}", trainer, seed, given.work, given.steps, given.more, given.accelerator
+                f"{name}-{seed}",
+                trainer,
+                seed,
+                given.work,
+                given.steps,
+                given.more,
+                given.accelerator,
+                given.ranks,
             )
             for name, trainer in TRAINERS.items()
         }
         for name, run in runs.items():
+            logged = [line[LOGGED[0]] for line in read_jsonl(run / "metrics.jsonl") if LOGGED[0] in line]
+            losses.setdefault(name, []).append(logged)
             if name != "one":
                 found.setdefault(name, []).append(differences(run, runs["one"], given.steps))
     largest = {
@@ -107,6 +119,7 @@ def main() -> None:
     }
     record = {
         "steps": given.steps,
+        "ranks": given.ranks,
         "accelerator": given.accelerator,
         "seeds": given.seeds,
         "overrides": given.more,
@@ -114,6 +127,7 @@ def main() -> None:
         "environment": environment(torch.device("cuda" if given.accelerator == "gpu" else "cpu")),
         "largest": largest,
         "by_seed": found,
+        "losses": losses,
     }
     given.out.write_text(json.dumps(record, indent=2) + "\n")
 

@@ -111,6 +111,17 @@ def memory_speed(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[
     raise ValueError(f"no results.json in a folder of {HERE} has AdamW's step alone: run cli.benchmark")
 
 
+def optimisers_over_adamw(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What each optimiser's step alone takes of fused AdamW's in the same run."""
+    found: dict[str, dict[str, Any]] = {}
+    for record, content in benchmarks.items():
+        rows = [row for row in content["rows"] if row["group"] == "optimiser" and not row["error"]]
+        ms = {row["optimiser"]: row["ms"] for row in rows}
+        for name in ms if "adamw" in ms else ():
+            found.setdefault(name, {"value": ms[name] / ms["adamw"], "source": record})
+    return found
+
+
 def sharded_over_whole(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What a step sharded over one device takes of one copy's time."""
     for record, content in benchmarks.items():
@@ -221,6 +232,7 @@ def main() -> None:
         "memory_bytes_per_s": memory,
         "exchange_bytes_per_s": EXCHANGE,
         "loop_over_pass": loop_over_pass(ways),
+        "optimisers_over_adamw": optimisers_over_adamw(benchmarks),
         "sharded_over_whole": sharded_over_whole(benchmarks),
         "measured_at": {"depth": len(model.blocks), "width": model.final_layer.linear.in_features},
         "rates": [rate_of(way, measured) for way, measured in sorted(ways.items())],

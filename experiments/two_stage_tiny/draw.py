@@ -24,7 +24,8 @@ from sana_train.utils.files import publish_file, write_json
 COARSE = ("shape", "motion", "relation", "count", "colour", "background")
 MAIN, BEFORE, PAPER = "main", "before", "first_sigma_0.909"
 SMALL, SINGLE = "small", "single"  # one stage against two
-TIMED = ("small_timed", "single_timed", "single_probe")  # alone on their machine, for seconds
+# Alone on their machine, for seconds.
+TIMED = ("small_timed", "single_timed", "single_probe_10", "single_probe_30")
 FIRST = "first"  # the refiner before it was trained on
 COLUMNS = (
     "stage1", "stage2", "noise", "foreign", "ceiling", "clip_stage1", "clip_stage2", "source", "transcoded",
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str]) -> None:
     sys.stdout.write((folder / "tables.md").read_text())
 
 
-def read(path: Path) -> dict[str, Array]:
+def read(path: Path) -> Clips:
     try:
         return load_arrays(path)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
@@ -138,7 +139,7 @@ def variants_of(clips: Mapping[str, Clips]) -> list[dict[str, Any]]:
     rows = []
     for name, values in {"audio_zero_noised, evaluations_3": default, **others}.items():
         beside = clips.get(FIRST, default) if name == "audio_none" else default
-        label = f"{name} (from {FIRST})" if beside is not default else name
+        label = f"{name}, beside {FIRST}" if beside is not default else name
         some = next(array for key, array in values.items() if key.startswith("clip_stage2/"))
         row: dict[str, Any] = {"variant": label, "num_clips": len(some)}
         for metric in _METRICS:

@@ -51,7 +51,7 @@ FIRST = "ltx2_refiner_first"
 PARTS = (
     "ltx2_refiner", "ltx2_refiner_teacher", FIRST, "ltx2_refiner_video", "sana_ltx2_stage1", "sana_ltx2_256",
 )  # fmt: skip
-_PROBE_STEPS, _NUM_TIMED = 30, 64
+_PROBE_STEPS, _NUM_TIMED = (10, 30), 64
 
 
 class EvaluationError(Exception):
@@ -194,14 +194,22 @@ def one_stage_against_two(out: Path, weights: Path, num_clips: int, shared: Sequ
     file = out / "single_steps.json"
     if not file.is_file():
         small("small_timed", num_timed).run(out, shared)
-        single("single_probe", num_timed, _PROBE_STEPS).run(out, shared)
-        seconds = metrics_of(out, "single_probe")["seconds_per_clip"]["single"]
-        both = sum(metrics_of(out, "small_timed")["seconds_per_clip"].values())
-        steps = max(2, math.floor(_PROBE_STEPS * both / seconds))
-        write_json(file, {"num_steps": steps, "both_stages_s": both, "probe_s": seconds})
+        both_s = sum(metrics_of(out, "small_timed")["seconds_per_clip"].values())
+        probes_s = []
+        for steps in _PROBE_STEPS:
+            single(f"single_probe_{steps}", num_timed, steps).run(out, shared)
+            probes_s.append(metrics_of(out, f"single_probe_{steps}")["seconds_per_clip"]["single"])
+        steps = num_steps_within(both_s, _PROBE_STEPS, probes_s)
+        write_json(file, {"num_steps": steps, "both_stages_s": both_s, "probes_s": probes_s})
     steps = json.loads(file.read_text())["num_steps"]
     single("single_timed", num_timed, steps).run(out, shared)
     run_all([small("small", num_clips), single("single", num_clips, steps)], out, shared, jobs)
+
+
+def num_steps_within(seconds: float, steps: Sequence[int], measured_s: Sequence[float]) -> int:
+    """The most that take no longer, 2 at least: text and decoding take as long at any number of steps."""
+    per_step = (measured_s[1] - measured_s[0]) / (steps[1] - steps[0])
+    return max(2, math.floor(steps[0] + (seconds - measured_s[0]) / per_step))
 
 
 def metrics_of(out: Path, name: str) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class Rates:
         memory_bytes_per_s: what optimisers and averages reach.
         node_bytes_per_s, network_bytes_per_s: of a GPU to others of its node, and of other nodes.
         loop_over_pass: least and most that the training loop took of a single pass's time.
+        optimisers_over_adamw: by name, what an optimiser's step alone took of fused AdamW's.
         sharded_over_whole: what a step sharded over one device took of one copy's time.
         depth, width: blocks of the records' network and what they pass on, to which activations are taken to
             be proportional.
@@ -58,6 +59,7 @@ class Rates:
     node_bytes_per_s: float
     network_bytes_per_s: float
     loop_over_pass: tuple[float, float]
+    optimisers_over_adamw: dict[str, float]
     sharded_over_whole: float
     depth: int
     width: int
@@ -107,6 +109,9 @@ def read_rates(chip: str, path: Path = RATES_FILE) -> Rates:
         node_bytes_per_s=content["exchange_bytes_per_s"]["node"]["value"],
         network_bytes_per_s=content["exchange_bytes_per_s"]["network"]["value"],
         loop_over_pass=(least, most),
+        optimisers_over_adamw={
+            name: each["value"] for name, each in content["optimisers_over_adamw"].items()
+        },
         sharded_over_whole=content["sharded_over_whole"]["value"],
         **content["measured_at"],
         rows=tuple(content["rates"]),

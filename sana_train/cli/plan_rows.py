@@ -38,7 +38,7 @@ GIB = 2**30
 # up to 7 % more than that (experiments/real_size, experiments/speed).
 MARGIN = 1.1
 # Of a parameter in a step, in float32: gradients are measured and scaled, averages read, moved and written.
-_CLIP_BYTES, _AVERAGE_BYTES, _WEIGHT_BYTES = 12, 12, 12
+_CLIP_BYTES, _AVERAGE_BYTES, _ADAMW_BYTES = 12, 12, 28
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class Planner:
         rate = self.rates.of(kernels, case.recompute) if machine.mfu is None else None
         memory = self._memory(case, rate)
         per_s = rate.flops_per_s if rate is not None else (machine.mfu or 0.0) * PEAK_BF16_FLOPS[machine.chip]
-        computing_s = self.num_clips * flops / per_s + self._updating_s(memory)
+        computing_s = self.num_clips * flops / per_s + self._updating_s()
         if rate is not None and self.config.trainer.strategy != "ddp":
             computing_s *= self.rates.sharded_over_whole
         exchange_s = self._exchange_s(case)
@@ -206,11 +206,11 @@ class Planner:
     def _uses_autocast(self) -> bool:
         return pick_precision(self.config.training.precision, torch.device("cuda")) == "bf16-mixed"
 
-    def _updating_s(self, memory: StepMemory) -> float:
-        """Clipping, the optimiser and averages, which are as fast as memory is."""
-        per_gpu = self.num_parameters / self.shards
-        moved = per_gpu * (_CLIP_BYTES + _AVERAGE_BYTES + _WEIGHT_BYTES) + 2 * memory.optimiser
-        return moved / self.rates.memory_bytes_per_s
+    def _updating_s(self) -> float:
+        """Clipping, averages and AdamW as fast as memory is, other optimisers as measured beside AdamW."""
+        slower = self.rates.optimisers_over_adamw[self.config.training.optimiser]
+        moved = _CLIP_BYTES + _AVERAGE_BYTES + _ADAMW_BYTES * slower
+        return self.num_parameters / self.shards * moved / self.rates.memory_bytes_per_s
 
     def _exchange_s(self, case: Case) -> float:
         """Gradients once a step, or, sharded, weights twice and gradients once a micro-batch."""

@@ -47,16 +47,22 @@ def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, value in items for k, v in leaves(value, f"{prefix}.{key}").items()}
 
 
+def copy_of(record: Path, out: Path) -> Path:
+    shutil.copytree(record / "clips", out / "clips")
+    shutil.copy(record / "facts.json", out)
+    return out
+
+
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
-    shutil.copytree(FOLDER / "clips", tmp_path / "clips")
-    shutil.copy(FOLDER / "facts.json", tmp_path)
-    return tmp_path
+    return copy_of(FOLDER / "first", tmp_path)
 
 
-def test_shipped_numbers_are_drawn_from_shipped_clips(copied: Path) -> None:
+@pytest.mark.parametrize("record", [FOLDER, FOLDER / "first"], ids=lambda path: path.name)
+def test_shipped_numbers_are_drawn_from_shipped_clips(record: Path, tmp_path: Path) -> None:
+    copied = copy_of(record, tmp_path)
     script("draw").main([str(copied)])
-    drawn, shipped = (leaves(json.loads((each / "results.json").read_text())) for each in (copied, FOLDER))
+    drawn, shipped = (leaves(json.loads((each / "results.json").read_text())) for each in (copied, record))
     assert list(drawn) == list(shipped)
     for key, value in shipped.items():
         assert drawn[key] == (pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value)
@@ -84,6 +90,14 @@ def test_one_stage_against_two_is_paired_by_clip(copied: Path) -> None:
     difference = two["semantic, two stages - one"]
     assert difference["low"] == pytest.approx(0.25, abs=1e-6) == difference["high"]
     assert "not known" in (copied / "tables.md").read_text()
+
+
+def test_one_stage_gets_the_steps_that_both_stages_have_time_for() -> None:
+    """Half a second of text and decoding, 0.02 of each step; at least two steps."""
+    within = script("record").num_steps_within
+    assert within(1.11, (10, 30), (0.7, 1.1)) == 30
+    assert within(1.09, (10, 30), (0.7, 1.1)) == 29
+    assert within(0.1, (10, 30), (0.7, 1.1)) == 2
 
 
 def test_a_failed_evaluation_is_said_and_keeps_the_others(
