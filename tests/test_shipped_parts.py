@@ -98,7 +98,7 @@ def test_a_preset_of_stage_two_is_what_made_its_part(part: str) -> None:
 
 def test_the_presets_of_the_refiner_are_what_made_it() -> None:
     """Before its distillation, and the walk that the shipped weights were made for."""
-    for preset in ("ltx2_refiner", "ltx2_refiner_long"):
+    for preset in ("ltx2_refiner", "ltx2_refiner_2"):
         made_by = ROOT / "experiments" / "two_stage_tiny" / "made_by"
         made = json.loads((made_by / f"{preset}.json").read_text())
         config = OmegaConf.to_container(compose_config([f"experiment=tiny/stage2/{preset}"]), resolve=False)

@@ -44,7 +44,6 @@ GRIDS = {"2b": (11, 22, 40), "tiny": (3, 4, 4)}  # latents of 81 x 704 x 1280, a
 CHANNELS, CONTEXT_DIM, MAX_TOKENS = 128, 2304, 300
 NUM_CLIPS = {"train": 768, "heldout": 8}  # more than is kept in memory: read as training goes
 GLOBAL_BATCH = 4
-LIMIT_S = 300  # of one run
 PARTS = ("inputs", "one", "fsdp2", "ddp", "resume", "evaluation")
 NUM_JUDGED = {"2b": 512, "tiny": 8}
 SPEEDS = ("samples_per_s", "tokens_per_s", "mfu", "data_wait_share", "peak_memory_gib", "save_stall_s")
@@ -54,11 +53,11 @@ class Study:
     """One size of model, in one work folder."""
 
     def __init__(
-        self, size: str, out: Path, work: Path, num_gpus: int, num_steps: int, more: list[str]
+        self, size: str, out: Path, work: Path, num_gpus: int, num_steps: int, more: list[str], limit_s: float
     ) -> None:
         self.size, self.out, self.work, self.more = size, out, work, more
         self.num_gpus, self.num_steps, self.saved_at = num_gpus, num_steps, num_steps // 2 + 1
-        self.checkpoint = work / "sana_video_480p.pth"
+        self.checkpoint, self.limit_s = work / "sana_video_480p.pth", limit_s
 
     def overrides(self) -> list[str]:
         """Of every run: cached latents and captions, no evaluation."""
@@ -110,6 +109,7 @@ class Study:
         return self.train("fsdp2", "sharded", self.num_gpus, self.num_steps)
 
     def ddp(self) -> dict[str, Any]:
+        shutil.rmtree(self.work / "runs" / "copies", ignore_errors=True)
         return self.train("ddp", "copies", self.num_gpus, self.num_steps, is_saved=False)
 
     def resume(self) -> dict[str, Any]:
@@ -126,6 +126,10 @@ class Study:
         )  # fmt: skip
         both = sorted(step for step in mine.keys() & theirs.keys() if step > began)
         record["losses"] = {step: [mine[step], theirs[step]] for step in both}
+        if not both:
+            raise RuntimeError(
+                f"no step after {began} is in both runs; take more --steps than {self.num_steps}"
+            )
         record["largest_relative_difference"] = max(
             abs(mine[step] - theirs[step]) / abs(theirs[step]) for step in both
         )
@@ -215,7 +219,7 @@ class Study:
             try:
                 published = ckpt.checkpoint_path(run_dir, every)
                 while last_step(metrics) < last or (is_saved and not began and not published.exists()):
-                    if process.poll() is not None or time.monotonic() - started > LIMIT_S:
+                    if process.poll() is not None or time.monotonic() - started > self.limit_s:
                         raise RuntimeError(f"{name} ended at step {last_step(metrics)}; see {log}")
                     time.sleep(0.2)
             finally:
@@ -306,9 +310,10 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (all)")
     parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--limit", type=float, default=600.0, metavar="SECONDS", help="of one run (600)")
     parser.add_argument("--size", choices=tuple(GRIDS), default="2b")
     parser.add_argument("--overrides", nargs="*", default=[], help="of every run, e.g. model.kernels=fused")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     if unknown := [part for part in given.parts if part not in PARTS]:
         parser.error(f"no such part: {', '.join(unknown)}; known: {', '.join(PARTS)}")
     # Whoever ends this process ends its runs: in sessions of their own, they would go on beside the next.
@@ -316,16 +321,23 @@ def main() -> None:
     out, work = given.out.resolve(), given.work.resolve()
     (out / "logs").mkdir(parents=True, exist_ok=True)
     work.mkdir(parents=True, exist_ok=True)
-    study = Study(given.size, out, work, given.gpus, given.steps, given.overrides)
+    study = Study(given.size, out, work, given.gpus, given.steps, given.overrides, given.limit)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    failed = []
     for part in given.parts or PARTS:
         if not (out / f"{part}.json").exists():
-            record = getattr(study, part)()
+            try:
+                record = getattr(study, part)()
+            except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+                failed.append(f"{part}: {error}")
+                continue
             write_json(
                 out / f"{part}.json", {**record, "size": given.size, "environment": environment(device)}
             )
             with publish_file(out / "table.md") as scratch:
                 scratch.write_text(table(out))
+    if failed:
+        sys.exit("\n".join([*failed, "the same call does what is missing"]))
 
 
 if __name__ == "__main__":

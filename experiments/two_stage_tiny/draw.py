@@ -27,12 +27,14 @@ SMALL, SINGLE = "small", "single"  # one stage against two
 # Alone on their machine, for seconds.
 TIMED = ("small_timed", "single_timed", "single_probe_10", "single_probe_30")
 FIRST = "first"  # the refiner before it was trained on
+ELSEWHERE = "on_a_cpu"  # the main evaluation there, which others of that device are held against
 COLUMNS = (
     "stage1", "stage2", "noise", "foreign", "ceiling", "clip_stage1", "clip_stage2", "source", "transcoded",
 )  # fmt: skip
 # By 256 of the held-out clips, the first, each training is judged as it ends; a choice was made by that.
 NUM_SEEN = 256
 _NUM_DRAWS = 2000
+_FAR_DB = 2.0  # further variants are in the tables alone
 _METRICS = ("textured_psnr_db", "psnr_db", "spectrum_gap", "semantic", "colour", "texture")
 
 Clips = Mapping[str, Array]  # <column>/<metric> -> (n,), NaN where it does not apply
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
     facts = json.loads((folder / "facts.json").read_text())
     clips = {path.stem: read(path) for path in sorted((folder / "clips").glob("*.npz"))}
     about = facts["evaluations"][MAIN]
-    found_bars, columns, variants = bars(clips[MAIN]), columns_of(clips), variants_of(clips)
+    found_bars, columns, variants = bars(clips[MAIN]), columns_of(clips), variants_of(clips, facts)
     thesis = thesis_of(clips, facts) if SINGLE in clips else []
     with publish_file(folder / "tables.md") as scratch:
         scratch.write_text(tables(found_bars, columns, variants, thesis, about["chance"]))
@@ -128,20 +130,24 @@ def columns_of(clips: Mapping[str, Clips]) -> dict[str, Means]:
     return columns
 
 
-def variants_of(clips: Mapping[str, Clips]) -> list[dict[str, Any]]:
-    """Each variant's clip_stage2, and its difference to that of the main evaluation.
+def variants_of(clips: Mapping[str, Clips], facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each variant's clip_stage2, and its difference to that of the main evaluation, on its own device.
 
     Weights without an audio branch are compared with the refiner that was trained as long, if it is there.
     """
     others = {name: c for name, c in clips.items() if name not in (MAIN, BEFORE, SMALL, SINGLE, *TIMED)}
     num = max((len(array) for each in others.values() for array in each.values()), default=None)
     default = {key: array[:num] for key, array in clips[MAIN].items() if key.startswith("clip_stage2/")}
+    devices = {name: each.get("environment", {}).get("device") for name, each in facts["evaluations"].items()}
     rows = []
     for name, values in {"audio_zero_noised, evaluations_3": default, **others}.items():
-        beside = clips.get(FIRST, default) if name == "audio_none" else default
-        label = f"{name}, beside {FIRST}" if beside is not default else name
+        is_there = ELSEWHERE in clips and name in devices and devices[name] == devices[ELSEWHERE]
+        beside = clips[ELSEWHERE] if is_there and name != ELSEWHERE else default
+        if name == "audio_none" and FIRST in clips:
+            beside = clips[FIRST]
+        label = f"{name}, beside {FIRST}" if FIRST in clips and beside is clips[FIRST] else name
         some = next(array for key, array in values.items() if key.startswith("clip_stage2/"))
-        row: dict[str, Any] = {"variant": label, "num_clips": len(some)}
+        row: dict[str, Any] = {"variant": label, "num_clips": len(some), "device": devices.get(name)}
         for metric in _METRICS:
             key = f"clip_stage2/{metric}"
             if key in values and (mean := alone(values[key])) is not None:
@@ -198,10 +204,11 @@ def tables(
         rows.append([each["bar"], found, each["wanted"], reached, unseen])
     parts = ["# Both tiny stages", "## Bars", markdown_table(rows)]
     parts += ["Reached by the whole interval. Unseen: less the 256 clips that each training is judged by."]
-    rows = [["column", "semantic", "colour", "texture", "top-band gap"]]
+    rows = [["column", "clips", "semantic", "colour", "texture", "top-band gap"]]
     for column, means in columns.items():
         cells = [means.get(name) for name in ("semantic", "colour", "texture", "spectrum_gap")]
-        rows.append([column, *(f"{cell.mean:.3f}" if cell else "-" for cell in cells)])
+        num = max((cell.num_clips for cell in cells if cell), default=0)
+        rows.append([column, str(num), *(f"{cell.mean:.3f}" if cell else "-" for cell in cells)])
     parts += ["## Columns", markdown_table(rows)]
     guess = ", ".join(f"{name} {value:.3f}" for name, value in chance.items())
     parts += [f"`noise` is the refiner from unit noise, `foreign` another clip's latents. Chance: {guess}."]
@@ -216,7 +223,7 @@ def tables(
     parts += ["Of audio plumbing only: no variant hands the video stream latents of the clip's own sound."]
     if thesis:
         rows = [["", *(str(row["model"]) for row in thesis)]]
-        for key, label in (("training_s", "training, GPU s"), ("latency_s", "latency, s a clip")):
+        for key, label in (("training_s", "training, s of a shared GPU"), ("latency_s", "latency, s a clip")):
             cells = [row[key] for row in thesis]
             rows.append([label, *(f"{cell:.3f}" if cell is not None else "not known" for cell in cells)])
         for metric in ("semantic", "colour", "texture", "spectrum_gap"):
@@ -233,7 +240,7 @@ def draw(
     variants: Sequence[Mapping[str, Any]],
     chance: Mapping[str, float],
 ) -> None:
-    """Accuracy by column with chance; the top band's gap; textured PSNR of the variants."""
+    """Accuracy by column with chance; the top band's gap; textured PSNR of the variants, paired."""
     with new_figure(13.0, 4.2, path) as figure:
         accuracy, gap, texture = figure.subplots(1, 3)
         shown = [name for name in ("stage1", "stage2", "noise", "foreign") if columns[name].get("semantic")]
@@ -251,14 +258,15 @@ def draw(
         gap.barh(list(gaps), color=MUTED, width=[mean.mean if mean else np.nan for mean in gaps.values()])
         gap.set_title("Gap of the top band, log power")
         gap.invert_yaxis()
-        named = [row for row in variants if "textured_psnr_db" in row]
-        values = [row["textured_psnr_db"] for row in named]
-        names = [row["variant"] for row in named]
-        texture.plot(values, names, "o", color=HEADLINE_COLOURS["texture"])
-        before = columns["clip_stage1"].get("textured_psnr_db")
-        if before is not None:
-            texture.axvline(before.mean, color=MUTED, linestyle="--")
-        texture.set_title("Textures, dB (dashed: stage 1)")
+        found = [(row["variant"], row.get("textured_psnr_db, difference")) for row in variants]
+        shown_rows = [(name, of) for name, of in found if of and abs(of["mean"]) < _FAR_DB]
+        values = np.array([(of["mean"], of["low"], of["high"]) for _, of in shown_rows]).reshape(-1, 3)
+        texture.errorbar(
+            values[:, 0], [name for name, _ in shown_rows], color=HEADLINE_COLOURS["texture"], fmt="o",
+            xerr=np.stack([values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]]),
+        )  # fmt: skip
+        texture.axvline(0.0, color=MUTED, linestyle="--")
+        texture.set_title("Textures less stage 2's, dB")
         texture.invert_yaxis()
 
 

@@ -5,11 +5,11 @@
 WEIGHTS is a folder as data/tiny with what train.sh left there: ltx2_large, ltx2_upsampler, ltx2_refiner, and
 where they are ltx2_refiner_teacher, ltx2_refiner_video (no audio branch) and, for one stage against two,
 sana_ltx2_stage1 and sana_ltx2_256. A refiner in ltx2_refiner_first is one that had the minutes at which one
-stage is compared with two, and weights without audio with it. MOVED is the run directory of a DiT that was
-moved into the tiny LTX-2 space, with its checkpoint of step 0 (training.milestones=[0]): stage 1 after the
-move, and before it. Between the stages latents go through pixels, but for `upsampled`, which has the latent
-upsampler; `first_sigma_*` are walks of the refiner before its distillation from other sigmas, of which 0.909
-is the paper's. What has no weights is left out, and said.
+stage is compared with two, all of them in its seconds.json, and weights without audio with it. MOVED is the
+run directory of a DiT that was moved into the tiny LTX-2 space, with its checkpoint of step 0
+(training.milestones=[0]): stage 1 after the move, and before it. Between the stages latents go through
+pixels, but for `upsampled`, which has the latent upsampler; `first_sigma_*` are walks of the refiner before
+its distillation from other sigmas, of which 0.909 is the paper's. What has no weights is left out, and said.
 
 Each evaluation is evaluate.py's, in OUT/<name>, its output in OUT/logs; the same command goes on where it was
 stopped. OUT/clips gets the metrics of every clip, one file an evaluation, and OUT/facts.json the rest that is
@@ -51,7 +51,7 @@ FIRST = "ltx2_refiner_first"
 PARTS = (
     "ltx2_refiner", "ltx2_refiner_teacher", FIRST, "ltx2_refiner_video", "sana_ltx2_stage1", "sana_ltx2_256",
 )  # fmt: skip
-_PROBE_STEPS, _NUM_TIMED = (10, 30), 64
+_PROBE_STEPS = (10, 30)
 
 
 class EvaluationError(Exception):
@@ -100,6 +100,9 @@ def parser() -> argparse.ArgumentParser:
         help="evaluations side by side (1); seconds say less then, but for one stage against two",
     )  # fmt: skip
     top.add_argument("--num-clips", type=positive, default=512, help="held-out clips (512)")
+    top.add_argument(
+        "--num-timed", type=positive, default=64, help="of one stage against two, for seconds (64)"
+    )
     top.add_argument("--num-variant-clips", type=positive, default=512, help="of variants (512)")
     return top
 
@@ -114,7 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         wanted = plans(given.moved, weights, given.num_clips, given.num_variant_clips)
         run_all(wanted, out, shared, given.jobs)
         if has(weights, "sana_ltx2_stage1") and has(weights, "sana_ltx2_256"):
-            one_stage_against_two(out, weights, given.num_clips, shared, given.jobs)
+            numbers = (given.num_clips, min(given.num_clips, given.num_timed))
+            one_stage_against_two(out, weights, numbers, shared, given.jobs)
     except EvaluationError as error:
         sys.exit(str(error))
     finally:
@@ -175,14 +179,17 @@ def plans(moved: Path, weights: Path, num_clips: int, num_variant_clips: int) ->
     return found
 
 
-def one_stage_against_two(out: Path, weights: Path, num_clips: int, shared: Sequence[str], jobs: int) -> None:
+def one_stage_against_two(
+    out: Path, weights: Path, num_clips: tuple[int, int], shared: Sequence[str], jobs: int
+) -> None:
     """Both stages, then one with as many steps as take no longer than both.
 
-    Seconds are of a few clips with nothing else running, quality is of all.
+    Args:
+        num_clips: for quality, and for seconds, with nothing else running.
     """
     two, one = weights / "sana_ltx2_stage1", weights / "sana_ltx2_256"
     refiner = (f"refiner.weights={weights / FIRST}",) if has(weights, FIRST) else ()
-    num_timed = min(num_clips, _NUM_TIMED)
+    num_judged, num_timed = num_clips
 
     def single(name: str, num: int, steps: int) -> Plan:
         overrides = ("two_stage.num_shown=0", f"convergence.generator.schedule.num_steps={steps}")
@@ -202,8 +209,9 @@ def one_stage_against_two(out: Path, weights: Path, num_clips: int, shared: Sequ
         steps = num_steps_within(both_s, _PROBE_STEPS, probes_s)
         write_json(file, {"num_steps": steps, "both_stages_s": both_s, "probes_s": probes_s})
     steps = json.loads(file.read_text())["num_steps"]
-    single("single_timed", num_timed, steps).run(out, shared)
-    run_all([small("small", num_clips), single("single", num_clips, steps)], out, shared, jobs)
+    if not (out / "single_timed" / "metrics.json").is_file():
+        single("single_timed", num_timed, steps).run(out, shared)
+    run_all([small("small", num_judged), single("single", num_judged, steps)], out, shared, jobs)
 
 
 def num_steps_within(seconds: float, steps: Sequence[int], measured_s: Sequence[float]) -> int:

@@ -7,15 +7,17 @@
 #   CALL       train-1: refiner, moved DiT and single stage begin. train-2: they end, the refiner is distilled, stage 1 of
 #              one stage against two is trained. record: record.py judges all
 #   RUNS       run directories and encoded clips, a folder for each that runs beside others
-#   WEIGHTS    a folder as data/tiny, in which finished parts appear. With a refiner in WEIGHTS/ltx2_refiner_first the one
-#              to be distilled goes on from it, and one stage against two and weights without audio are compared with it
+#   WEIGHTS    a copy of data/tiny, in which finished parts appear. With a refiner in WEIGHTS/ltx2_refiner_first the one
+#              to be distilled goes on from it, and one stage against two and weights without audio are compared with it;
+#              its seconds.json, {"seconds": N}, is of all its training, distillation included
 #   OUT        of record.py
 #   KEY=VALUE  overrides of the evaluations
-#   MINUTES    (environment) of a training call, set-up included: 9. Refiner, distillation and stage 1 get twice as much
-#              less 0.3 minutes, and so does the single stage; a refiner that goes on gets as much without stage 1
+#   MINUTES    (environment) of a training call, set-up included: 9, and up to a third more where the move needs the
+#              second call, too. Refiner, distillation and stage 1 get twice as much, the single stage 3 % less; a refiner
+#              that goes on gets 1.93 times as much with its distillation
 #   EXTRA      (environment) overrides of the trainings; MOVED: of the move alone
 set -uo pipefail
-(($# >= 4)) || { sed -n '2,19s/^# \{0,1\}//p' "$0" >&2 && exit 2; }
+(($# >= 4)) || { sed -n '2,21s/^# \{0,1\}//p' "$0" >&2 && exit 2; }
 call=$1 runs=$(realpath -m "$2") weights=$(realpath -m "$3") out=$(realpath -m "$4")
 shift 4
 cd "$(dirname "$0")/../.." || exit 1
@@ -23,8 +25,13 @@ python=${PYTHON:-python3}
 read -ra moved <<<"${MOVED:-}"
 share() { awk -v m="${MINUTES:-9}" -v of="$1" 'BEGIN { printf "%.2f", m * of }'; } # of a call's minutes
 
-side_by_side() { # RUNS-FOLDER PRESET=MINUTES[+]...: in the background
-  bash experiments/two_stage_tiny/train.sh "$runs/$1" "$weights" "${@:2}" &
+side_by_side() { # RUNS-FOLDER PRESET=MINUTES[+]...: in the background, what has not ended before its minutes did
+  local folder=$1 word left=()
+  shift
+  for word in "$@"; do
+    [[ -f $runs/$folder/${word%%=*}/export/record.json ]] || left+=("$word")
+  done
+  ((${#left[@]} == 0)) || bash experiments/two_stage_tiny/train.sh "$runs/$folder" "$weights" "${left[@]}" &
 }
 
 move() { # the same command goes on with it
@@ -37,7 +44,7 @@ move() { # the same command goes on with it
 
 mkdir -p "$runs" "$weights"
 refiner=ltx2_refiner second=0.3
-[[ ! -d $weights/ltx2_refiner_first ]] || refiner=ltx2_refiner_long second=0.6
+[[ ! -d $weights/ltx2_refiner_first ]] || refiner=ltx2_refiner_2 second=0.6
 case $call in
   train-1)
     side_by_side refiner "$refiner=$(share 1)+"

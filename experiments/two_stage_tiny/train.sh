@@ -8,7 +8,7 @@
 #            most, and what later presets need is read there: calls may be on different machines
 #   PRESET   ltx2_large=6 ltx2_upsampler=2.5 ltx2_refiner=9 ltx2_distil=3 (the default, in this order), or the
 #            single-stage comparison: sana_ltx2=9 (stage 1), sana_ltx2_256 (no default: the minutes of the others);
-#            ltx2_refiner_video=9 is ltx2_refiner of weights without an audio branch; ltx2_refiner_long=14 goes on
+#            ltx2_refiner_video=9 is ltx2_refiner of weights without an audio branch; ltx2_refiner_2=14 goes on
 #            from WEIGHTS/ltx2_refiner_first
 #   MINUTES  of the run, set-up included; what it has learnt by then is measured and exported, which takes up to
 #            half a minute more; with a + after it the run is stopped instead, for the next call with the same RUNS
@@ -22,9 +22,9 @@ shift 2
 cd "$(dirname "$0")/../.." || exit 1
 python=${PYTHON:-python3}
 read -ra extra <<<"${EXTRA:-}"
-declare -A default=([ltx2_large]=6 [ltx2_upsampler]=2.5 [ltx2_refiner]=9 [ltx2_refiner_video]=9 [ltx2_refiner_long]=14 [ltx2_distil]=3 [sana_ltx2]=9 [sana_ltx2_256]=)
+declare -A default=([ltx2_large]=6 [ltx2_upsampler]=2.5 [ltx2_refiner]=9 [ltx2_refiner_video]=9 [ltx2_refiner_2]=14 [ltx2_distil]=3 [sana_ltx2]=9 [sana_ltx2_256]=)
 # Where a part lies in WEIGHTS, if not under its preset's name: the refiner that ships is the distilled one.
-declare -A folder=([ltx2_refiner]=ltx2_refiner_teacher [ltx2_refiner_long]=ltx2_refiner_teacher [ltx2_distil]=ltx2_refiner [sana_ltx2]=sana_ltx2_stage1)
+declare -A folder=([ltx2_refiner]=ltx2_refiner_teacher [ltx2_refiner_2]=ltx2_refiner_teacher [ltx2_distil]=ltx2_refiner [sana_ltx2]=sana_ltx2_stage1)
 declare -A needs=([ltx2_refiner_video]="refiner.audio=none")
 
 train() { # PRESET MINUTES[+]
