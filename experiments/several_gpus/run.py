@@ -45,7 +45,7 @@ CHANNELS, CONTEXT_DIM, MAX_TOKENS = 128, 2304, 300
 NUM_CLIPS = {"train": 768, "heldout": 8}  # more than is kept in memory: read as training goes
 GLOBAL_BATCH = 4
 PARTS = ("inputs", "one", "fsdp2", "ddp", "resume", "evaluation")
-NUM_JUDGED = {"2b": 512, "tiny": 8}
+NUM_JUDGED = {"2b": 512, "tiny": 4}
 SPEEDS = ("samples_per_s", "tokens_per_s", "mfu", "data_wait_share", "peak_memory_gib", "save_stall_s")
 
 

@@ -39,4 +39,4 @@ def test_both_stages_are_judged_alike_by_one_process_and_by_two(tmp_path: Path) 
     found = json.loads((out / "evaluation.json").read_text())
     assert found["seconds"].keys() == {"1", "2"}
     assert found["largest_difference"] < 1e-6
-    assert "Both stages on 8 clips" in (out / "table.md").read_text()
+    assert "Both stages on 4 clips" in (out / "table.md").read_text()
