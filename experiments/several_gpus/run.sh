@@ -11,7 +11,10 @@ set -euo pipefail
 out=$(realpath -m "$1") work=$(realpath -m "$2") gpus=${3:-2}
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python3}
-"$python" experiments/several_gpus/run.py "$out" "$work" --gpus "$gpus" --overrides model.kernels=fused trainer.recompute=none
+failed=0
+"$python" experiments/several_gpus/run.py "$out" "$work" --gpus "$gpus" --overrides model.kernels=fused \
+  trainer.recompute=none || failed=1
 [[ -f $out/equality.json ]] || "$python" experiments/sharding/equality.py --work "$work/equality" \
-  --out "$out/equality.json" --accelerator gpu --seeds 0 --steps 100 --ranks "$gpus"
-cat "$out/table.md"
+  --out "$out/equality.json" --accelerator gpu --seeds 0 --steps 100 --ranks "$gpus" || failed=1
+[[ ! -f $out/table.md ]] || cat "$out/table.md"
+exit "$failed"
