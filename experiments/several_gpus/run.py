@@ -177,7 +177,14 @@ class Study:
         """Seconds of a process that ends by itself; what it said is in OUT/logs."""
         log, started = self.out / "logs" / f"{name}.log", time.monotonic()
         with log.open("w") as text:
-            code = subprocess.run(command, cwd=REPOSITORY, stdout=text, stderr=text, check=False).returncode
+            process = subprocess.Popen(
+                command, cwd=REPOSITORY, stdout=text, stderr=text, start_new_session=True
+            )
+            try:
+                code = process.wait()
+            finally:  # torchrun's workers would outlive it
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
         if code != 0:
             raise RuntimeError(f"{name} ended with {code}; see {log}")
         return time.monotonic() - started
