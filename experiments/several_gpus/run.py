@@ -115,6 +115,8 @@ class Study:
     def resume(self) -> dict[str, Any]:
         """From the checkpoint half-way, on one GPU."""
         began = self.saved_at
+        if not (self.out / "fsdp2.json").is_file():
+            raise RuntimeError("it takes up what fsdp2 left, which is not done; name fsdp2, too")
         for later in ckpt.list_checkpoints(self.work / "runs" / "sharded"):
             if ckpt.step_of(later) > began:
                 shutil.rmtree(later)
@@ -344,7 +346,7 @@ def main() -> None:
             with publish_file(out / "table.md") as scratch:
                 scratch.write_text(table(out))
     if failed:
-        sys.exit("\n".join([*failed, "the same call does what is missing"]))
+        sys.exit("\n".join([*failed, "what is done is kept, and not done again"]))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ declare -A default=([ltx2_large]=6 [ltx2_upsampler]=2.5 [ltx2_refiner]=9 [ltx2_r
 # Where a part lies in WEIGHTS, if not under its preset's name: the refiner that ships is the distilled one.
 declare -A folder=([ltx2_refiner]=ltx2_refiner_teacher [ltx2_refiner_2]=ltx2_refiner_teacher [ltx2_distil]=ltx2_refiner [sana_ltx2]=sana_ltx2_stage1)
 declare -A needs=([ltx2_refiner_video]="refiner.audio=none")
+needs[ltx2_refiner_2]='refiner.weights=${paths.weights}/ltx2_refiner_first'
 
 train() { # PRESET MINUTES[+]
   local id=$1 minutes=${2%+} at_limit=finish group=tiny run=$runs/$1 log=$runs/$1.log out=$weights/${folder[$1]:-$1}
